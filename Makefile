@@ -1,0 +1,102 @@
+# tailnet.h: tests, tools and examples. The library itself needs no build.
+#
+# `make help` lists the targets. Everything that is made goes to build/.
+# `make V=1` prints the commands; `make INSTALL=no ...` never installs, it only
+# says what is missing.
+
+CC      = cc
+CFLAGS  = -O2 -g
+WARN    = -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+LDLIBS  = -lbearssl
+TIME    = 30
+V       = 0
+Q_0     = @
+Q_1     =
+Q       = $(Q_$(V))
+T       = tests/tools
+HEADERS = tailnet.h tailnet_platform_posix.h
+
+.POSIX:
+.SUFFIXES:
+.PHONY: all check demo test tidy compile unit san arm size fuzz interop bench lint examples \
+	deps clean help
+
+all: check
+
+help: ## this list
+	$(Q)sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
+
+demo: ## a control server, a relay and three nodes on this machine, in a minute
+	$(Q)$(T)/deps demo
+	$(Q)$(MAKE) -s CC=$(CC) V=$(V) build/selfhost build/tailnetd
+	$(Q)tests/demo
+
+test: ## everything, real peers included; ends with N passed, N failed
+	$(Q)$(T)/deps test
+	$(Q)$(T)/run test
+
+check: ## tidy, compile matrix, unit tests: what to run before a commit
+	$(Q)$(T)/deps check
+	$(Q)$(T)/run check
+
+tidy: ## the rules of the code that a script can see
+	$(Q)$(T)/tidy
+
+compile: ## compilers, language versions, macros, header twice
+	$(Q)$(T)/deps check
+	$(Q)$(T)/compile
+
+unit: ## unit tests, with and without assertions
+	$(Q)$(T)/deps check
+	$(Q)$(T)/unit plain
+	$(Q)$(T)/unit ndebug
+
+san: ## unit tests under the address and undefined sanitizers
+	$(Q)$(T)/deps check
+	$(Q)$(T)/unit san
+
+arm: ## unit tests on a 32-bit and on a big-endian processor, emulated
+	$(Q)$(T)/deps cross
+	$(Q)$(T)/unit i686
+	$(Q)$(T)/unit s390x
+
+size: ## flash per room, RAM per struct, deepest stack; writes docs/sizes.md
+	$(Q)$(T)/deps size
+	$(Q)$(T)/size
+
+fuzz: ## every fuzz target for TIME=30 seconds from its corpus
+	$(Q)$(T)/deps fuzz
+	$(Q)$(T)/fuzz $(TIME)
+
+interop: ## with headscale, tailscaled and derper on this machine; ARGS="-k name"
+	$(Q)$(T)/deps interop
+	$(Q)tests/interop/build
+	$(Q)tests/interop/run.py $(ARGS)
+
+bench: ## join time, memory and relay speed, side by side with tailscaled
+	$(Q)$(T)/deps interop
+	$(Q)tests/interop/build
+	$(Q)tests/interop/bench.py $(ARGS)
+
+lint: ## cppcheck, clang-tidy, gcc's analyzer
+	$(Q)$(T)/deps lint
+	$(Q)$(T)/lint
+
+examples: ## every example program
+	$(Q)$(T)/deps examples
+	$(Q)$(T)/examples
+
+deps: ## install what make test needs
+	$(Q)$(T)/deps test
+
+clean: ## remove build/
+	$(Q)chmod -R u+w build 2>/dev/null || true
+	$(Q)rm -rf build
+
+build/selfhost: examples/selfhost.c $(HEADERS)
+	$(Q)mkdir -p build
+	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. examples/selfhost.c $(LDLIBS) -o $@
+
+build/tailnetd: examples/tailnetd.c $(HEADERS)
+	$(Q)mkdir -p build
+	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. examples/tailnetd.c $(LDLIBS) -o $@

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""bench: tailnetd and tailscaled side by side, in one run, on this machine.
+
+    bench.py [--stand-in] [--seconds N] [--rounds N]
+
+Join time (process start to running) with a table of where it goes, resident
+memory, and TCP through one relay. Prints; asserts nothing."""
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import lab as lab_module
+import run as runner
+from lab import Headscale, Iperf, Lab, icmp, wait_for
+
+OUT = os.path.join(lab_module.TOP, "build/interop/bench")
+
+
+def row(*cells):
+    print("| " + " | ".join(str(c) for c in cells) + " |", flush=True)
+
+
+def head(title, *cells):
+    print("\n%s\n" % title)
+    row(*cells)
+    print("|" + "---|" * len(cells))
+
+
+def ms(seconds):
+    return "%.0f ms" % (seconds * 1000)
+
+
+def middle(values):
+    return statistics.median(values)
+
+
+# ---- join -------------------------------------------------------------------------------
+
+
+def join_ours(lab, hs, host):
+    """Seconds from process start to running, and the node."""
+    node = lab.ours(host)
+    key = hs.auth_key()
+    if lab.stand_in:
+        begin = time.monotonic()
+        node.up(hs, key)
+        return time.monotonic() - begin, node
+    node.start(hs, key).wait_state("running")
+    return node.event("state")["at"], node
+
+
+def join_theirs(lab, hs, host):
+    """The same for tailscaled: its process is started by us as well, so from there
+    to the end of `tailscale up`, and of that alone."""
+    key = hs.auth_key()
+    begin = time.monotonic()
+    node = lab.official(host)
+    wait_for("tailscaled answers", lambda: os.path.exists(node.socket), every=0.01)
+    ready = time.monotonic()
+    node.up(hs, key)
+    return time.monotonic() - begin, time.monotonic() - ready, node
+
+
+def where_it_goes(lab, node):
+    """The steps as tailnetd -v logs them, when it says them with times."""
+    if lab.stand_in:
+        return
+    path = os.path.join(lab.folder, "events-%s.log" % node.host)
+    with open(path) as f:
+        steps = re.findall(r"^([\d.]+) (\{.*\})$", f.read(), re.M)
+    head("Where the join of tailnetd goes", "after", "event")
+    for at, event in steps[:14]:
+        row(ms(float(at)), event[:90].replace("|", "/"))
+
+
+def bench_join(lab, hs, rounds):
+    ours, theirs, up, nodes = [], [], [], []
+    for i in range(rounds):
+        seconds, node = join_ours(lab, hs, "ours%d" % i)
+        ours.append(seconds)
+        nodes.append(node)
+        process, alone, other = join_theirs(lab, hs, "go%d" % i)
+        theirs.append(process)
+        up.append(alone)
+        nodes.append(other)
+    head("Join: process start to running, %d rounds, local headscale" % rounds, "", "median",
+         "fastest", "slowest")
+    for name, values in (("tailnetd", ours), ("tailscaled and tailscale up", theirs),
+                         ("tailscale up alone", up)):
+        row(name, ms(middle(values)), ms(min(values)), ms(max(values)))
+    print("\ntailnetd takes %.0f %% of `tailscale up`; wanted: at most 33 %%" % (
+        100 * middle(ours) / middle(up)))
+    where_it_goes(lab, nodes[0])
+    return nodes
+
+
+# ---- memory -----------------------------------------------------------------------------
+
+
+def bench_memory(title, ours, theirs):
+    head(title, "", "resident", "most so far")
+    for name, node in (("tailnetd", ours), ("tailscaled", theirs)):
+        row(name, *("%.1f MB" % (node.rss_kb(f) / 1024) for f in ("VmRSS", "VmHWM")))
+
+
+# ---- TCP through the relay ----------------------------------------------------------------
+
+
+def bench_tcp(lab, hs, seconds):
+    key = hs.auth_key("--reusable")
+    far = lab.official("far").up(hs, key)
+    ours = lab.ours("tun-ours", tun="tun0").up(hs, key)
+    theirs = lab.official("tun-go").up(hs, key)
+    for node in (ours, theirs):
+        wait_for("the way is open", lambda n=node: icmp(n, far.ip4, 2, timeout=3), 30)
+    head("TCP through headscale's relay, one stream, %d s each, other side: tailscaled" % seconds,
+         "", "sent", "received", "retransmissions out", "retransmissions in")
+    for name, node in (("tailnetd", ours), ("tailscaled", theirs)):
+        out = Iperf(lab, node, far, far.ip4, seconds=seconds)
+        back = Iperf(lab, node, far, far.ip4, seconds=seconds, reverse=True)
+        row(name, "%.0f Mbit/s" % out.mbits, "%.0f Mbit/s" % back.mbits, out.retransmits,
+            back.retransmits)
+    bench_memory("Memory after that", ours, theirs)
+
+
+def bench(args):
+    runner.private_files(OUT)
+    with Lab(OUT, args.stand_in) as lab:
+        hs = Headscale(lab)
+        nodes = bench_join(lab, hs, args.rounds)
+        time.sleep(2)
+        bench_memory("Memory, idle, %d peers" % (len(nodes) - 1), nodes[0], nodes[1])
+        for node in nodes:
+            node.kill()
+        bench_tcp(lab, hs, args.seconds)
+
+
+def main():
+    args = argparse.ArgumentParser(usage=__doc__)
+    args.add_argument("--stand-in", action="store_true")
+    args.add_argument("--seconds", type=int, default=10)
+    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--inside", action="store_true")
+    args = args.parse_args()
+    if args.inside:
+        return bench(args)
+    runner.build()
+    shutil.rmtree(OUT, ignore_errors=True)
+    os.makedirs(OUT)
+    return sys.exit(subprocess.run(runner.isolation() + [sys.executable] + sys.argv +
+                                   ["--inside"]).returncode)
+
+
+main()
