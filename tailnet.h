@@ -1,3 +1,235 @@
+/* tailnet.h — 0.1.0 — a node of a tailnet in one C99 header. MIT or Unlicense.
+ *
+ * Logs in to a Tailscale-compatible control server (the hosted service, or
+ * headscale), keeps the network map, and carries encrypted IP packets to the
+ * other nodes. No heap, no threads, no globals: the caller gives memory, sockets,
+ * a clock and random numbers, and turns the crank.
+ *
+ *     #define TAILNET_IMPLEMENTATION          in exactly one file
+ *     #include "tailnet.h"
+ *
+ *     static TAILNET_MEMORY(memory, 16, 4, 2, 1);      16 peers, 4 sessions, 2 links, 1 TLS
+ *     tailnet_desc desc = {0};
+ *     desc.memory = &memory;  desc.memory_size = sizeof memory;
+ *     desc.auth_key = "tskey-auth-...";
+ *     desc.io = my_callbacks;                          seven functions, see tailnet_io
+ *     tailnet_init(&node, &desc);  tailnet_up(node);
+ *     for (;;) { feed sockets in; tailnet_poll(node); wait tailnet_wait_ms(node, 60000); }
+ *
+ * Needs BearSSL 0.6 (-lbearssl) and nothing else. On Linux and other POSIX systems
+ * tailnet_platform_posix.h does all of the above.
+ *
+ * Not affiliated with Tailscale Inc. or the headscale project.
+ *
+ * SPDX-License-Identifier: MIT OR Unlicense
+ *
+ * ---- Contents: search for the token ---------------------------------------
+ *
+ *   >>manual    how to use it: rules, loops, memory, clocks, security, limits
+ *   >>api-types >>api   the types, and the functions
+ *   >>config    limits, compilers, and what they must agree on
+ *   >>base      bytes, time, cursors, addresses, dates
+ *   >>crypto    BLAKE2s, HKDF, ChaCha20-Poly1305, XChaCha, NaCl box, X25519
+ *   >>rim       the only code that calls the caller
+ *   >>key       text forms of keys, the saved state
+ *   >>json      a reader that never holds a document, and a writer
+ *   >>http      HTTP/1.1 heads, HTTP/2 frames and flow control, HPACK
+ *   >>noise     the control channel's handshake and records
+ *   >>derp      relay frames and login
+ *   >>stun      which address the world sees
+ *   >>disco     ping, pong, call-me-maybe
+ *   >>wg        WireGuard: handshake, keys, windows, cookies, timers
+ *   >>ip        IPv4 and IPv6 headers, masquerade, TSMP
+ *   >>filter    who may reach us, and which answers are ours
+ *   >>dns       MagicDNS: a question in, an answer out
+ *   >>tls       BearSSL behind four ports, and whom to believe
+ *   >>link      one TCP connection, from wish to bytes
+ *   >>map       the network map: peers, routes, relays, names
+ *   >>relay     which relays to hold, and which way a peer is reached
+ *   >>control   the conversation with the control server
+ *   >>node      the struct that holds all; runs, dispatch, poll
+ *   >>public    the functions of the API
+ *   >>history   >>licence
+ */
+
+/* ======================================================================== *
+ * >>manual
+ *
+ * 1. IN FOUR SENTENCES
+ *
+ * What comes in is a call. What goes out is a callback. Waiting is a number.
+ * News is a set of bits. There is no more to it: the library owns no socket, no
+ * thread, no timer and no memory of its own, so it runs under any event loop,
+ * any RTOS, or none.
+ *
+ * 2. RULES
+ *
+ *  - One node, one thread at a time. Nodes share nothing; have as many as you
+ *    like, in as many threads. Nothing may be called from an interrupt.
+ *  - A callback must not call into its own node: such a call answers
+ *    TAILNET_ERR_BUSY (or NULL, 0, false) and changes nothing. With a stack that
+ *    answers at once, such as lwIP without an OS, put decrypted packets into a
+ *    small queue and hand them over after tailnet_poll.
+ *  - Poll once after a batch of inputs, not after each. Never sleep longer than
+ *    tailnet_wait_ms says.
+ *  - A negative result of a packet call is loss, as on any network; only
+ *    TAILNET_ERR_AGAIN is worth waiting for (the stream to the relay is full:
+ *    keep the packet, stop reading, go on after tailnet_tcp_writable).
+ *  - tcp_open that returns nonzero has left nothing open. One that returned 0 is
+ *    matched by exactly one tcp_close, always from tailnet_poll or tailnet_wipe.
+ *  - Strings and arrays of the desc must stay until tailnet_wipe; the desc itself
+ *    may go. What a question returns by pointer is valid until the next poll.
+ *  - Lists and enums may grow in later versions: zero desc first, name fields, and
+ *    give every switch a default.
+ *
+ * 3. THE LOOP
+ *
+ *     for (;;) {
+ *         wait for a socket, a packet of yours, or tailnet_wait_ms(node, 60000);
+ *         datagrams        -> tailnet_udp_input(node, &from, pkts, count);
+ *         own IP packets   -> tailnet_ip_input(node, pkts, count);
+ *         connect finished -> tailnet_tcp_opened(node, link);
+ *         stream bytes     -> tailnet_tcp_input(node, link, bytes, size);
+ *         room to send     -> tailnet_tcp_writable(node, link);
+ *         closed, failed   -> tailnet_tcp_closed(node, link);
+ *         news = tailnet_poll(node);
+ *         if (news & TAILNET_EVENT_SAVE)  store tailnet_export_state();
+ *         if (news & TAILNET_EVENT_LOGIN) show tailnet_login_url();
+ *     }
+ *
+ * tailnet_tcp_input takes fewer bytes than offered when the library cannot use
+ * them yet. Keep the rest and offer it again after the next poll: the stream's
+ * own window then closes by itself. Who would rather read straight into the TLS
+ * record uses tailnet_tcp_reserve and tailnet_tcp_commit.
+ *
+ * 4. STATES
+ *
+ *     DOWN --up--> CONNECTING --first map--> RUNNING <--> NEEDS_APPROVAL
+ *                     |   ^                    |  ^
+ *                     v   |                    v  |
+ *                  NEEDS_LOGIN <---- key expired, login done
+ *
+ * and from each of them to DOWN (tailnet_down) and to FAILED: the random source
+ * failed, or the server refused for good (a bad auth key, a version it does not
+ * know). tailnet_up or tailnet_login tries again. Losing the control connection
+ * is not a state: packets go on flowing on the last map, tailnet_self.control_up
+ * is false, and the library reconnects with growing, jittered pauses.
+ *
+ * 5. MEMORY
+ *
+ * All of it is given at tailnet_init and never grows. TAILNET_MEMORY declares it
+ * as a constant; tailnet_memory_needed says it exactly. The large part is TLS: a
+ * server may send records of 16 KB, and BearSSL needs a record whole, so each TLS
+ * engine takes 22 KB. Hence two numbers: max_links (connections) and max_tls
+ * (engines). A device does with 2 and 1: the server's key is fetched over TLS,
+ * then control goes over port 80, where Noise protects it, and the engine serves
+ * the relay. That works where the control URL names no port; else, and with
+ * control_tls, control needs an engine for good: max_tls 2. tls_memory may lie in
+ * slow external RAM. tls_by_caller needs no engine at all: a modem or the RTOS
+ * then does TLS, and has to verify names and pins as tailnet_dial says.
+ *
+ * Peers beyond max_peers are counted and passed over; a packet to or from one of
+ * them makes the library read the map again and take it in (design: the peers in
+ * use stay, by age). Sessions beyond max_sessions replace the quietest. Filter
+ * rules beyond max_ranges are dropped whole, and reported: never widened.
+ *
+ * 6. CLOCKS
+ *
+ * now_ms must never go back. unix_ms is optional. Without it certificates are
+ * judged by the newest time that is known for sure: the release of this file
+ * (TAILNET_RELEASE_UNIX), the saved state, what the control server said inside its
+ * authenticated channel. A certificate that ended before that is refused. WireGuard
+ * needs a stamp that grows across reboots; the saved state holds one reserved a
+ * day ahead. So store the state whenever TAILNET_EVENT_SAVE says so (about once a
+ * day): a device that loses it is ignored by its peers until theirs forget, up to
+ * nine minutes, unless it has a clock.
+ *
+ * 7. SAVED STATE
+ *
+ * One blob of private keys, numbered and checksummed. Give both places of
+ * desc.saved_state when you write two in turn: the newest intact one counts, and
+ * a power cut costs nothing. A damaged blob makes tailnet_init answer
+ * TAILNET_ERR_MALFORMED; it is never used in part. To start over, give none: the
+ * device is then a new machine to the server.
+ *
+ * 8. SECURITY
+ *
+ *  - Who can read or change traffic: nobody but the peer. Relays and the control
+ *    server carry ciphertext. But the control server names the peers and their
+ *    keys: whoever owns it decides who is in the network.
+ *  - Its key is fetched once over TLS, and certificates are always verified:
+ *    against desc.trust_anchors, or the built-in roots of the hosted service. Names
+ *    are compared, and for addresses the address in the certificate.
+ *  - With an http:// URL the key comes over the clear: who sits in the path at that
+ *    moment can be the server. Pin it (desc.control_key = "mkey:...", as GET
+ *    /key?v=138 shows it) whenever the URL is http://. A key once learned over http
+ *    is not replaced over http.
+ *  - The packet filter is default deny before the first map. Beyond what the
+ *    reference does, a TCP segment that opens nothing passes only if a rule or a
+ *    flow of our own lets it: a policy change ends running flows at once.
+ *  - Random numbers come from io.random alone. When it fails the node stops.
+ *  - Keys are compared in constant time, wiped when done with, and never logged.
+ *    BearSSL's fast multiplications are not constant-time on cores whose multiplier
+ *    is not (Cortex-M0 to M3): define TAILNET_SLOW_MULTIPLY there.
+ *  - There has been no outside audit.
+ *
+ * 9. TIME IN ONE CALL
+ *
+ * Inputs do symmetric work only. tailnet_poll does at most one handshake message
+ * (up to five X25519) or one step of a TLS handshake, then reports deadline 0 if
+ * more waits. The longest step is a certificate signature: 12 (or, with
+ * TAILNET_SLOW_MULTIPLY, 23) million instructions on a Cortex-M; let a watchdog
+ * allow for it.
+ *
+ * 10. MACROS, all optional, defined before the include that implements
+ *
+ *   TAILNET_STATIC         the functions are static
+ *   TAILNET_ASSERT(x)      default assert(), nothing with NDEBUG
+ *   TAILNET_NO_STRINGS     no sentences for results
+ *   TAILNET_NO_DNS         no name service
+ *   TAILNET_TLS            TAILNET_TLS_BEARSSL (default) or TAILNET_TLS_NONE
+ *   TAILNET_NO_BUILTIN_ANCHORS   without the roots of the hosted service
+ *   TAILNET_SLOW_MULTIPLY  arithmetic for cores without a constant-time multiplier
+ *   TAILNET_MAX_NAME       bytes of a peer's name that are kept: 24, hosts 63
+ *   TAILNET_MAX_CANDIDATES addresses kept per peer: 8
+ *   TAILNET_REPLAY_BITS    reordering that WireGuard allows: 2048
+ *   TAILNET_BATCH          packets encrypted in one go: 4, 64-bit machines 64
+ *   TAILNET_TLS_OUT        plaintext of one TLS record: 2048
+ *   TAILNET_X25519, TAILNET_AEAD_SEAL, TAILNET_AEAD_OPEN, TAILNET_BLAKE2S_BLOCK,
+ *   TAILNET_HCHACHA20, TAILNET_BOX_SEAL, TAILNET_BOX_OPEN, TAILNET_SHA256
+ *                          an accelerator of yours; see >>crypto
+ *
+ * None of them changes a public struct.
+ *
+ * 11. WHAT IT DOES NOT DO (yet)
+ *
+ * Direct UDP paths between peers that speak disco (STUN, call-me-maybe; everything
+ * goes through relays), port mapping, peer relays, Tailnet Lock (a node whose key
+ * has to be signed is refused with TAILNET_ERR_UNSUPPORTED; signatures of peers are
+ * not checked), being reached as subnet router beyond the filter, Taildrop, SSH,
+ * Funnel. TLS is 1.2; a control server behind a proxy that insists on 1.3 cannot be
+ * reached.
+ *
+ * 12. WHEN IT DOES NOT WORK
+ *
+ * tailnet_get_problem has the newest trouble, its room and a number:
+ *
+ *   section    result        detail        mostly means
+ *   "tls"      ERR_TLS       62            no trust anchor for that certificate
+ *                            54            the certificate has expired, or the clock is off
+ *                            56            it is for another name or address
+ *                            1000          it is not the pinned one
+ *   "key"      any           HTTP status   the server's key could not be had
+ *   "noise"    ERR_FORGED    0             the server has another key than we were told
+ *   "control"  ERR_CONTROL   200           refused; problem.text has the server's words
+ *              ERR_UNSUPPORTED             it speaks only with newer or older clients
+ *   "link"     ERR_NETWORK, ERR_TIMEOUT    no connection
+ *              ERR_UNSUPPORTED             control wants TLS: max_tls has to be 2
+ *   "relay"    ERR_TLS       as above      of the relay's certificate
+ *   "map"      ERR_MALFORMED               the server's message does not parse
+ *   "random"   ERR_RANDOM                  io.random failed
+ * ======================================================================== */
+
 #ifndef TAILNET_H
 #define TAILNET_H
 
@@ -20,6 +252,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/* >>api-types */
 
 /* ---- 1. Words ---------------------------------------------------------- */
 
@@ -311,6 +545,8 @@ typedef struct tailnet_network {
     bool                changed;    /* another network: measure all paths anew */
     bool                down;       /* no network: be silent                   */
 } tailnet_network;
+
+/* >>api */
 
 /* ---- 3. Life ------------------------------------------------------------ */
 
@@ -2838,21 +3074,22 @@ static tn_js_event tn_js_step(tn_js *js, uint8_t c)
     return TN_JS_ERROR;
 }
 
-/* The plain characters at the front of the input go in at once. */
-static void tn_js_plain(tn_js *js)
+/* The plain characters at the front of the input go in at once, if there are any. */
+static bool tn_js_plain(tn_js *js)
 {
-    size_t         n = 0, most = js->parts ? 16 : js->rd.left;
+    size_t         n = 0, most = js->rd.left;
     const uint8_t *b = js->rd.at;
-    if (js->high != 0 || js->utf8_len != 0) return;
-    if (most > js->rd.left) most = js->rd.left;
+    if (js->high != 0 || js->utf8_len != 0) return false;
     if (js->skip == 0 && !js->full) {       /* all or none: not past the end      */
         size_t room = (js->in_key ? (size_t)TN_JS_MAX_KEY : (size_t)TN_JS_SPACE) - js->fill;
+        if (js->parts && !js->in_key) room -= TN_JS_PART_ROOM - 1;  /* as byte by byte */
         if (most > room) most = room;
     }
     while (n < most && b[n] >= 0x20 && b[n] < 0x80 && b[n] != '"' && b[n] != '\\') n++;
-    if (n == 0) return;
+    if (n == 0) return false;
     tn_js_put(js, tn_rd_bytes(&js->rd, n), n);
     js->at += n;
+    return true;
 }
 
 /* A part of a long string, when the consumer wants parts and the space is full. */
@@ -2882,7 +3119,7 @@ static tn_js_event tn_js_next(tn_js *js)
         }
         if (js->state == TN_JS_IN_STRING && !js->held) {
             if (tn_js_part(js)) return TN_JS_PART;
-            tn_js_plain(js);
+            if (tn_js_plain(js)) continue;
         }
         if (!js->held) {
             if (js->rd.left == 0) return TN_JS_MORE;
@@ -6366,6 +6603,7 @@ enum {
     TN_WG_TAG_LEN        = 16,
     TN_WG_OVERHEAD       = 32,              /* of a data message; alone: keepalive */
     TN_WG_MAC_LEN        = 16,
+    TN_WG_MACS_LEN       = 32,              /* mac1 and mac2, the end of handshakes */
     TN_WG_STAMP_LEN      = 12,
     TN_WG_PAD            = 16,
     TN_WG_FROM_MAX       = 32,              /* bytes that say where a message is from */
@@ -6392,8 +6630,8 @@ enum {
 #define TN_WG_LOADED_MS            1000ul
 #define TN_WG_SOURCE_SPACING_MS    1000ul
 #define TN_WG_SOURCE_BURST            5u
-#define TN_WG_COOKIE_SPACING_MS     100ul
-#define TN_WG_COOKIE_BURST           10u
+#define TN_WG_COOKIE_SPACING_MS      10ul   /* fewer would starve honest peers    */
+#define TN_WG_COOKIE_BURST           50u
 
 /* Stamps: 17 ms is the least that still differs after whitening by 2^24 ns. */
 #define TN_WG_STAMP_STEP_MS          17ul
@@ -6480,7 +6718,7 @@ static void tn_wg_device_init(tn_wg_device *dev, const uint8_t private_key[32],
     dev->burst          = 6;
 }
 
-static void tn_wg_device_wipe(tn_wg_device *dev) { tn_wipe(dev, sizeof *dev); }
+static TN_MAYBE_UNUSED void tn_wg_device_wipe(tn_wg_device *dev) { tn_wipe(dev, sizeof *dev); }
 
 /* Keeps stamps that may be sent ahead of need, so that after a power cut the
  * first one is above all of this life. True: store stamp_saved_ms. That comes
@@ -6568,9 +6806,9 @@ static bool tn_wg_check_mac1(const tn_wg_device *dev, const uint8_t *msg, size_t
 
     if (type != TN_WG_INITIATION && type != TN_WG_RESPONSE) return false;
     tn_rd_over(&r, msg, len);
-    (void)tn_rd_bytes(&r, len - 2 * TN_WG_MAC_LEN);
+    (void)tn_rd_bytes(&r, len - TN_WG_MACS_LEN);
     mac1 = tn_rd_bytes(&r, TN_WG_MAC_LEN);
-    tn_cr_mac(want, sizeof want, dev->mac1_key, 32, msg, len - 2 * TN_WG_MAC_LEN);
+    tn_cr_mac(want, sizeof want, dev->mac1_key, 32, msg, len - TN_WG_MACS_LEN);
     return tn_equal(mac1, want, sizeof want);
 }
 
@@ -6688,7 +6926,7 @@ static void tn_wg_cookie_reply(tn_wg_device *dev, uint8_t out[TN_WG_COOKIE_LEN],
     tn_rd_over(&r, msg, len);
     (void)tn_rd_bytes(&r, 4);
     sender = tn_rd_bytes(&r, 4);
-    (void)tn_rd_bytes(&r, len - 8 - 2 * TN_WG_MAC_LEN);
+    (void)tn_rd_bytes(&r, len - 8 - TN_WG_MACS_LEN);
     mac1 = tn_rd_bytes(&r, TN_WG_MAC_LEN);
 
     tn_wg_label_key(key, "cookie--", dev->public_key);
@@ -6875,7 +7113,7 @@ static void tn_wg_init(tn_wg *wg, uint64_t now_ms)
 /* Our own key is another now: what comes in is still read, nothing is sent any
  * more with these keys, and a new handshake may begin at once (wireguard-go
  * device/peer.go, ExpireCurrentKeypairs). */
-static void tn_wg_expire(tn_wg *wg)
+static TN_MAYBE_UNUSED void tn_wg_expire(tn_wg *wg)
 {
     tn_wipe(&wg->pending, sizeof wg->pending);
     wg->key[0].tx_counter = TN_WG_REJECT_MESSAGES;
@@ -7727,7 +7965,7 @@ static void tn_ip_fix_transport(uint8_t *data, const tn_ip_packet *p, uint32_t d
     if (p->flow.protocol == TN_IP_TCP) {
         (void)tn_ip_fix(data, at + 16, delta);
     } else if (p->flow.protocol == TN_IP_UDP) {
-        if (tn_ip_get16(data, at + 6) == 0) return;     /* RFC 768: none was made */
+        if (tn_ip_get16(data, at + 6) == 0) return;     /* none was made (RFC 768) */
         (void)tn_ip_fix(data, at + 6, delta);
         if (tn_ip_get16(data, at + 6) == 0) tn_ip_put16(data, at + 6, 0xffffu);
     } else if (p->family == 6 && p->flow.protocol == TN_IP_ICMP6) {
@@ -7803,8 +8041,8 @@ static TN_MAYBE_UNUSED bool tn_ip_sums_ok(const tn_ip_packet *p)
 
     if (p->family == 4 && tn_ip_fold(tn_ip_sum(0, p->data, p->body)) != 0xffffu) return false;
     if (p->fragmented) return true;
-    if (protocol == TN_IP_UDP && p->family == 4 && tn_ip_get16(p->data, p->body + 6u) == 0)
-        return true;
+    if (protocol == TN_IP_UDP && tn_ip_get16(p->data, p->body + 6u) == 0)
+        return p->family == 4;              /* none; IPv6 does not allow that     */
     sum = tn_ip_sum(0, p->data + p->body, body);
     if (!(p->family == 4 && protocol == TN_IP_ICMP4)) {
         if (protocol != TN_IP_TCP && protocol != TN_IP_UDP &&
@@ -7870,10 +8108,10 @@ static bool tn_ip_tsmp_parse(tn_ip_tsmp *out, const tn_ip_packet *p)
     return true;
 }
 
-/* A head for len bytes of TSMP. number is the identification of IPv4 or the
- * flow label of IPv6. */
+/* A head for len bytes of TSMP or UDP. number is the identification of IPv4 or
+ * the flow label of IPv6. */
 static void tn_ip_wr_head(tn_wr *w, const tailnet_addr *src, const tailnet_addr *dst,
-                          uint32_t number, unsigned len)
+                          unsigned protocol, uint32_t number, unsigned len)
 {
     uint8_t  bytes[40];
     tn_wr    h;
@@ -7887,12 +8125,12 @@ static void tn_ip_wr_head(tn_wr *w, const tailnet_addr *src, const tailnet_addr 
         tn_wr_u16be(&h, (unsigned)(number & 0xffffu));
         tn_wr_u16be(&h, 0);
         tn_wr_u8(&h, TN_IP_TTL);
-        tn_wr_u8(&h, TN_IP_TSMP);
+        tn_wr_u8(&h, protocol);
         tn_wr_u16be(&h, 0);
     } else {
         tn_wr_u32be(&h, (uint32_t)0x60000000ul | (number & (uint32_t)0xffffful));
         tn_wr_u16be(&h, len);
-        tn_wr_u8(&h, TN_IP_TSMP);
+        tn_wr_u8(&h, protocol);
         tn_wr_u8(&h, TN_IP_TTL);
     }
     tn_wr_bytes(&h, src->ip, ip_len);
@@ -7906,7 +8144,7 @@ static void tn_ip_wr_head(tn_wr *w, const tailnet_addr *src, const tailnet_addr 
 static void tn_ip_wr_ping(tn_wr *w, const tailnet_addr *src, const tailnet_addr *dst,
                           const uint8_t data[8])
 {
-    tn_ip_wr_head(w, src, dst, 0, 9);
+    tn_ip_wr_head(w, src, dst, TN_IP_TSMP, 0, 9);
     tn_wr_u8(w, 'p');
     tn_wr_bytes(w, data, 8);
 }
@@ -7921,7 +8159,7 @@ static void tn_ip_wr_pong(tn_wr *w, const tn_ip_packet *p, const tn_ip_tsmp *t, 
     tn_rd_over(&r, p->data, p->len);
     label = tn_rd_u32be(&r);
     id    = tn_rd_u16be(&r);
-    tn_ip_wr_head(w, &p->flow.dst, &p->flow.src, ~(p->family == 4 ? id : label), 11);
+    tn_ip_wr_head(w, &p->flow.dst, &p->flow.src, TN_IP_TSMP, ~(p->family == 4 ? id : label), 11);
     tn_wr_u8(w, 'o');
     tn_wr_bytes(w, t->data, 8);
     tn_wr_u16be(w, port);
@@ -7930,7 +8168,7 @@ static void tn_ip_wr_pong(tn_wr *w, const tn_ip_packet *p, const tn_ip_tsmp *t, 
 /* Tells the sender of p that the filter refused it, and why (TN_IP_REJECT_). */
 static void tn_ip_wr_reject(tn_wr *w, const tn_ip_packet *p, uint8_t reason)
 {
-    tn_ip_wr_head(w, &p->flow.dst, &p->flow.src, 0, 7);
+    tn_ip_wr_head(w, &p->flow.dst, &p->flow.src, TN_IP_TSMP, 0, 7);
     tn_wr_u8(w, '!');
     tn_wr_u8(w, p->flow.protocol);
     tn_wr_u8(w, reason);
@@ -7943,9 +8181,33 @@ static void tn_ip_wr_reject(tn_wr *w, const tn_ip_packet *p, uint8_t reason)
 static void tn_ip_wr_disco(tn_wr *w, const tailnet_addr *src, const tailnet_addr *dst,
                            const uint8_t disco_public[32])
 {
-    tn_ip_wr_head(w, src, dst, 0, 33);
+    tn_ip_wr_head(w, src, dst, TN_IP_TSMP, 0, 33);
     tn_wr_u8(w, 'a');
     tn_wr_bytes(w, disco_public, 32);
+}
+
+/* The heads of a UDP packet of our own, ports as in the addresses, for a body
+ * of len bytes that stands elsewhere, as a rule right behind. */
+static TN_MAYBE_UNUSED void tn_ip_wr_udp_head(tn_wr *w, const tailnet_addr *src,
+                                              const tailnet_addr *dst, const uint8_t *body,
+                                              size_t len)
+{
+    uint8_t  bytes[8];
+    tn_wr    h;
+    unsigned ip_len = tn_ip_len(src->family), size = (unsigned)len + 8u, check;
+    uint32_t sum    = TN_IP_UDP + (uint32_t)size;
+
+    tn_wr_over(&h, bytes, sizeof bytes);
+    tn_wr_u16be(&h, src->port);
+    tn_wr_u16be(&h, dst->port);
+    tn_wr_u16be(&h, size);
+    tn_wr_u16be(&h, 0);
+    sum   = tn_ip_sum(tn_ip_sum(sum, src->ip, ip_len), dst->ip, ip_len);
+    sum   = tn_ip_sum(tn_ip_sum(sum, bytes, sizeof bytes), body, len);
+    check = 0xffffu & ~(unsigned)tn_ip_fold(sum);
+    tn_ip_put16(bytes, 6, check != 0 ? check : 0xffffu);    /* 0 means none (RFC 768) */
+    tn_ip_wr_head(w, src, dst, TN_IP_UDP, 0, size);
+    tn_wr_bytes(w, bytes, sizeof bytes);
 }
 
 /* ======================================================================== *
@@ -8019,11 +8281,12 @@ typedef struct tn_flt_table {
 
 enum { TN_FLT_IP6 = 1, TN_FLT_THEIRS = 2, TN_FLT_OPEN = 4, TN_FLT_CLOSING = 8 };
 
-/* A flow, as its inbound packets look. The table is in order of use. */
+/* A flow, as its inbound packets look. The table is in order of use; an entry of
+ * protocol 0 is free. */
 typedef struct tn_flt_flow {
     uint8_t  remote[16], local[16];
     uint16_t remote_port, local_port;
-    uint32_t end;                           /* in ticks; a free entry's is past   */
+    uint32_t used;                          /* when, in ticks                     */
     uint16_t who;                           /* peer that our last packet went to  */
     uint8_t  protocol;
     uint8_t  bits;
@@ -8207,20 +8470,29 @@ static tailnet_result tn_flt_check(const tn_flt *f, const tailnet_flow *flow,
 
 /* ---- flows ---- */
 
-/* Ticks of 1,024 ms that a flow lives after its last packet: RFC 4787 (UDP),
- * RFC 5382 (TCP that stands, and that opens or closes), RFC 5508 (echo). */
-enum {
-    TN_FLT_LIFE_UDP = 293, TN_FLT_LIFE_TCP = 7266, TN_FLT_LIFE_TCP_EDGE = 234, TN_FLT_LIFE_ECHO = 58
-};
+/* Ticks of 1,024 ms that a flow lives without a packet: RFC 4787 (UDP: 5 min), RFC
+ * 5382 (TCP that opens or closes: 4 min), RFC 5508 (echo: 1 min). TCP that stands
+ * may be silent for five days, as in Linux; for half an hour nothing pushes it out. */
+#define TN_FLT_LIFE_UDP  293u
+#define TN_FLT_LIFE_EDGE 234u
+#define TN_FLT_LIFE_ECHO 59u
+#define TN_FLT_LIFE_TCP  421875ul
+#define TN_FLT_TCP_BONUS 1758u
 
 static uint32_t tn_flt_tick(uint64_t now_ms) { return (uint32_t)(now_ms >> 10); }
 
-static uint32_t tn_flt_life(const tn_flt_flow *e)
+static bool tn_flt_stands(const tn_flt_flow *e)
 {
-    if (e->protocol == TN_IP_ICMP4 || e->protocol == TN_IP_ICMP6) return TN_FLT_LIFE_ECHO;
-    if (e->protocol != TN_IP_TCP) return TN_FLT_LIFE_UDP;
-    return (e->bits & (TN_FLT_OPEN | TN_FLT_CLOSING)) == TN_FLT_OPEN ? TN_FLT_LIFE_TCP
-                                                                     : TN_FLT_LIFE_TCP_EDGE;
+    return (e->bits & (TN_FLT_OPEN | TN_FLT_CLOSING)) == TN_FLT_OPEN;
+}
+
+static bool tn_flt_lives(const tn_flt_flow *e, uint32_t tick)
+{
+    uint32_t life = TN_FLT_LIFE_UDP;
+    if (e->protocol == 0) return false;
+    if (e->protocol == TN_IP_ICMP4 || e->protocol == TN_IP_ICMP6) life = TN_FLT_LIFE_ECHO;
+    if (e->protocol == TN_IP_TCP) life = tn_flt_stands(e) ? TN_FLT_LIFE_TCP : TN_FLT_LIFE_EDGE;
+    return tick - e->used < life;
 }
 
 /* The key of a flow whose inbound packets go from remote to local. */
@@ -8251,7 +8523,7 @@ static tn_flt_flow *tn_flt_find(tn_flt *f, const tn_flt_flow *key, uint32_t tick
     for (i = 0; i < f->flow_max; i++) {
         const tn_flt_flow *e = &f->flow[i];
         if (e->remote_port != key->remote_port || e->local_port != key->local_port ||
-            e->protocol != key->protocol || e->end <= tick || !tn_flt_same_ends(e, key))
+            e->protocol != key->protocol || !tn_flt_same_ends(e, key) || !tn_flt_lives(e, tick))
             continue;
         found = *e;
         memmove(f->flow + 1, f->flow, i * sizeof *f->flow);
@@ -8261,37 +8533,48 @@ static tn_flt_flow *tn_flt_find(tn_flt *f, const tn_flt_flow *key, uint32_t tick
     return NULL;
 }
 
-/* Puts a new flow first. It takes the place of the one that ends soonest, of
- * several the one not used for longest: a standing TCP connection outlives a
- * shower of DNS questions. Flows that peers began push out only each other, and
- * hold at most half of the table, so no peer can end a flow of ours. */
+/* How late the place of a flow is taken: 0 is at once. */
+static uint64_t tn_flt_rank(const tn_flt_flow *e, uint32_t tick)
+{
+    if (!tn_flt_lives(e, tick)) return 0;
+    return (uint64_t)1 + e->used + (tn_flt_stands(e) ? TN_FLT_TCP_BONUS : 0u);
+}
+
+/* Puts a new flow first, in the place of the one not used for longest; a standing
+ * TCP connection outlives a shower of DNS questions. Flows that peers began push
+ * out only each other, and hold at most half of the table: no peer can end a flow
+ * of ours. */
 static void tn_flt_add(tn_flt *f, const tn_flt_flow *flow, uint32_t tick)
 {
     unsigned i, theirs = 0, any = 0, theirs_at = f->flow_max, at;
+    uint64_t best = UINT64_MAX;
 
     if (f->flow_max == 0) return;
     for (i = 0; i < f->flow_max; i++) {
-        const tn_flt_flow *e = &f->flow[i];
-        if (e->end <= f->flow[any].end || e->end <= tick) any = i;
-        if (e->end <= tick || (e->bits & TN_FLT_THEIRS) == 0) continue;
+        uint64_t rank = tn_flt_rank(&f->flow[i], tick);
+        if (rank <= best) {
+            best = rank;
+            any  = i;
+        }
+        if (rank == 0 || (f->flow[i].bits & TN_FLT_THEIRS) == 0) continue;
         theirs++;
-        if (theirs_at == f->flow_max || e->end <= f->flow[theirs_at].end) theirs_at = i;
+        theirs_at = i;                      /* in order of use: the last is oldest */
     }
     at = any;
     if ((flow->bits & TN_FLT_THEIRS) != 0) {
-        if (theirs >= (f->flow_max + 1u) / 2 || f->flow[any].end > tick) at = theirs_at;
+        if (theirs >= (f->flow_max + 1u) / 2 || best != 0) at = theirs_at;
         if (at == f->flow_max) return;
     }
     memmove(f->flow + 1, f->flow, at * sizeof *f->flow);
-    f->flow[0]     = *flow;
-    f->flow[0].end = tick + tn_flt_life(flow);
+    f->flow[0]      = *flow;
+    f->flow[0].used = tick;
 }
 
 /* Notes what TCP flags say about a connection, and that it was used. */
 static void tn_flt_touch(tn_flt_flow *e, unsigned tcp_flags, uint32_t tick)
 {
     if ((tcp_flags & (TN_IP_FIN | TN_IP_RST)) != 0) e->bits |= TN_FLT_CLOSING;
-    e->end = tick + tn_flt_life(e);
+    e->used = tick;
 }
 
 /* The flow of ours that leads to this peer and that a packet from remote to
@@ -8315,8 +8598,8 @@ static bool tn_flt_any_flow(const tn_flt *f, const tailnet_flow *flow, const tn_
     tn_flt_key(&key, &flow->src, &flow->dst, 0);
     for (i = 0; i < f->flow_max; i++) {
         const tn_flt_flow *e = &f->flow[i];
-        if (e->end > tick && (e->bits & TN_FLT_THEIRS) == 0 && e->who == from->index &&
-            tn_flt_same_ends(e, &key))
+        if ((e->bits & TN_FLT_THEIRS) == 0 && e->who == from->index &&
+            tn_flt_same_ends(e, &key) && tn_flt_lives(e, tick))
             return true;
     }
     return false;
@@ -8369,7 +8652,7 @@ static void tn_flt_forget(tn_flt *f, uint16_t peer_index)
 {
     unsigned i;
     for (i = 0; i < f->flow_max; i++)
-        if (f->flow[i].who == peer_index) f->flow[i].end = 0;
+        if (f->flow[i].who == peer_index) f->flow[i].protocol = 0;
 }
 
 /* ---- packets ---- */
@@ -8391,12 +8674,11 @@ static tn_flt_why tn_flt_first_look(const tn_ip_packet *p)
 }
 
 /* Is this ICMP error about a packet of ours in a flow of ours, or in one that a
- * rule lets its peer begin? The capabilities of whoever reports it do not count. */
+ * rule lets somebody begin? */
 static bool tn_flt_error_is_ours(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer *from,
                                  uint32_t tick)
 {
     tailnet_flow back;
-    tn_flt_peer  reporter = *from;
 
     if (p->quoted.src.family == 0 || !tn_ip_same(&p->quoted.src, &p->flow.dst)) return false;
     if (tn_flt_ours(f, &p->quoted.dst, &p->quoted.src, p->quoted.protocol, from, tick) != NULL)
@@ -8404,8 +8686,7 @@ static bool tn_flt_error_is_ours(tn_flt *f, const tn_ip_packet *p, const tn_flt_
     back.src      = p->quoted.dst;
     back.dst      = p->quoted.src;
     back.protocol = p->quoted.protocol;
-    reporter.caps = 0;
-    return tn_flt_lets(f, &back, &reporter);
+    return tn_flt_lets(f, &back, from);     /* whose capabilities let it ping anyway */
 }
 
 /* Does this packet answer a flow that we began? Keeps the flow if it is TCP:
@@ -8462,12 +8743,13 @@ static tn_flt_verdict tn_flt_in(tn_flt *f, const tn_ip_packet *p, const tn_flt_p
     return TN_FLT_DROP;
 }
 
-/* A packet of ours to a peer, before masquerade: may it go, and remember that it
- * did. Rules do not restrict what we send. */
+/* A packet of the application to a peer, before masquerade: may it go, and remember
+ * that it did. Rules do not restrict what we send; TSMP is not the application's. */
 static tn_flt_verdict tn_flt_out(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer *to,
                                  uint64_t now_ms, tn_flt_why *why)
 {
     *why = tn_flt_first_look(p);
+    if (p->flow.protocol == TN_IP_TSMP) *why = TN_FLT_WHY_UNKNOWN;
     if (*why != TN_FLT_WHY_OK) return TN_FLT_DROP;
     tn_flt_note_out(f, p, to, tn_flt_tick(now_ms));
     return TN_FLT_ACCEPT;
@@ -8836,6 +9118,321 @@ static void tn_flt_abort(tn_flt *f)
     f->open = false;
     f->set  = TN_FLT_NOWHERE;
 }
+
+/* ======================================================================== *
+ * >>dns — one DNS question in, one answer out (RFC 1035, RFC 6891), and the
+ * names that are addresses themselves: reverse names and 4via6.
+ *
+ * Owns:    nothing; a question points into the message it was read from.
+ * Calls:   >>base.
+ * States:  none.
+ * Always:  an answer never needs more than TN_DNS_ANSWER_MAX bytes, so none is
+ *          ever cut. The question goes back byte by byte as it came.
+ * Trust:   any datagram from anywhere; names of the map are hostile as well.
+ * ======================================================================== */
+
+#ifndef TAILNET_NO_DNS
+
+enum {
+    TN_DNS_HEAD = 12, TN_DNS_ANSWER_MAX = 512,
+    TN_DNS_NAME_MAX = 253,                  /* as text without its final dot      */
+    TN_DNS_TTL = 5, TN_DNS_TTL_NO = 10,     /* net/dns/resolver/tsdns.go          */
+    TN_DNS_UDP_SIZE = 1232,                 /* what we say we take: DNS flag day  */
+    TN_DNS_IN = 1,                          /* a class; then types, then rcodes   */
+    TN_DNS_A = 1, TN_DNS_NS = 2, TN_DNS_SOA = 6, TN_DNS_PTR = 12, TN_DNS_HINFO = 13,
+    TN_DNS_AAAA = 28, TN_DNS_OPT = 41, TN_DNS_AXFR = 252, TN_DNS_ANY = 255,
+    TN_DNS_OK = 0, TN_DNS_FORMERR = 1, TN_DNS_SERVFAIL = 2, TN_DNS_NXDOMAIN = 3,
+    TN_DNS_NOTIMP = 4, TN_DNS_BADVERS = 16,
+    TN_DNS_OPCODE = 0x7800, TN_DNS_AA = 0x0400, TN_DNS_RD = 0x0100, TN_DNS_RA = 0x0080
+};
+#define TN_DNS_RESPONSE 0x8000u             /* an enum may be 16 bits wide        */
+
+typedef struct tn_dns_question {
+    uint16_t       id, flags, type, net;    /* net: the class                     */
+    uint8_t        rcode;                   /* not OK: nothing else may be said   */
+    bool           edns, dnssec;            /* has an OPT record; its DO bit      */
+    const uint8_t *wire;                    /* name, type and class as they came  */
+    size_t         wire_len, len;           /* wire_len 0: it was not readable    */
+    char           name[TN_DNS_NAME_MAX + 3];   /* lower case, len without end    */
+} tn_dns_question;
+
+typedef struct tn_dns_answer {
+    uint8_t      rcode;
+    size_t       zone_len;                  /* end of the name that is ours; 0: none */
+    tailnet_addr addr;                      /* an A or AAAA record; family 0: none */
+    const char  *target;                    /* a PTR record; NULL: none           */
+} tn_dns_answer;
+
+static uint8_t tn_dns_lower(uint8_t c)
+{
+    return (uint8_t)(c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c);
+}
+
+/* ---- names ---- */
+
+/* Reads a name as text. There is nothing before the first name that a pointer
+ * could mean, so compression is refused; so is a byte that text cannot hold. */
+static bool tn_dns_name_read(tn_rd *r, char *name, size_t *len)
+{
+    size_t   used = 0, i;
+    unsigned n;
+    while ((n = tn_rd_u8(r)) != 0) {
+        const uint8_t *label;
+        if (n > 63 || n + used > TN_DNS_NAME_MAX) return false;
+        label = tn_rd_bytes(r, n);
+        if (label == NULL) return false;
+        for (i = 0; i < n; i++) {
+            if (label[i] == '.' || label[i] == 0) return false;
+            name[used++] = (char)tn_dns_lower(label[i]);
+        }
+        name[used++] = '.';
+    }
+    *len       = used == 0 ? 0 : used - 1;
+    name[*len] = '\0';
+    return tn_rd_ok(r);
+}
+
+/* May this text be sent as a name? */
+static bool tn_dns_name_ok(const char *text)
+{
+    size_t i, label = 0, len = strlen(text);
+    for (i = 0; i <= len; i++) {
+        bool ends = text[i] == '.' || text[i] == '\0';
+        if (label == (ends ? 0 : 63)) return false;
+        label = ends ? 0 : label + 1;
+    }
+    return len <= TN_DNS_NAME_MAX;
+}
+
+/* A name that tn_dns_name_ok has seen: two bytes longer than its text. */
+static void tn_dns_wr_name(tn_wr *w, const char *text)
+{
+    for (;;) {
+        size_t n = 0;
+        while (text[n] != '.' && text[n] != '\0') n++;
+        tn_wr_u8(w, (unsigned)n);
+        tn_wr_bytes(w, text, n);
+        if (text[n] == '\0') break;
+        text += n + 1;
+    }
+    tn_wr_u8(w, 0);
+}
+
+/* Is the name, in lower case, that zone or below it? A final dot and the case
+ * of the zone do not count. Gives the zone's length without the dot, or 0. */
+static size_t tn_dns_under(const char *name, size_t len, const char *zone)
+{
+    size_t n = strlen(zone), i;
+    if (n != 0 && zone[n - 1] == '.') n--;
+    if (n == 0 || n > len || (n < len && name[len - n - 1] != '.')) return 0;
+    for (i = 0; i < n; i++)
+        if ((uint8_t)name[len - n + i] != tn_dns_lower((uint8_t)zone[i])) return 0;
+    return n;
+}
+
+/* ---- names that are addresses ---- */
+
+/* "4.3.2.1.in-addr.arpa", or 32 nibbles before "ip6.arpa" (RFC 3596). */
+static bool tn_dns_reverse(const char *name, size_t len, tailnet_addr *out)
+{
+    size_t  zone = tn_dns_under(name, len, "in-addr.arpa"), i;
+    uint8_t ip[4];
+
+    memset(out, 0, sizeof *out);
+    if (zone != 0 && zone < len && tn_ip4_parse(ip, name, len - zone - 1)) {
+        for (i = 0; i < 4; i++) out->ip[i] = ip[3 - i];
+        out->family = 4;
+        return true;
+    }
+    zone = tn_dns_under(name, len, "ip6.arpa");
+    if (zone == 0 || len - zone != 64) return false;
+    for (i = 0; i < 32; i++) {
+        int digit = tn_hex_digit((unsigned char)name[2 * i]);
+        if (digit < 0 || name[2 * i + 1] != '.') return false;
+        out->ip[15 - i / 2] |= (uint8_t)(i % 2 == 0 ? digit : digit * 16);
+    }
+    out->family = 6;
+    return true;
+}
+
+/* The reverse zones of the tailnet's ranges: length of the one the name is in, or 0. */
+static size_t tn_dns_reverse_zone(const char *name, size_t len)
+{
+    size_t   zone = tn_dns_under(name, len, "0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa"), at;
+    uint64_t v    = 0;
+    if (zone != 0) return zone;
+    zone = tn_dns_under(name, len, "100.in-addr.arpa");
+    if (zone == 0 || zone == len) return 0;
+    at = len - zone - 1;                    /* the dot before the zone            */
+    while (at != 0 && name[at - 1] != '.') at--;
+    if (!tn_dec_parse(name + at, len - zone - 1 - at, 127, &v) || v < 64) return 0;
+    return len - at;
+}
+
+/* A number as Go writes it: 0x, 0b, 0 or 0o in front tell its base. */
+static bool tn_dns_number(const char *text, size_t len, uint32_t *out)
+{
+    char     mark = len > 1 && text[0] == '0' ? text[1] : ' ';
+    unsigned base = mark == ' ' ? 10 : mark == 'x' ? 16 : mark == 'b' ? 2 : 8;
+    size_t   at   = base == 10 ? 0 : base == 8 && mark != 'o' ? 1 : 2;
+    *out          = 0;
+    if (at == len) return false;
+    for (; at < len; at++) {
+        int d = tn_hex_digit((unsigned char)text[at]);
+        if (d < 0 || (unsigned)d >= base) return false;
+        if (*out > (UINT32_MAX - (unsigned)d) / base) return false;
+        *out = *out * base + (unsigned)d;
+    }
+    return true;
+}
+
+/* 4via6: "10-0-0-1-via-7", alone or in the service's domains, is 10.0.0.1 at
+ * site 7 (reference: resolveViaDomain). */
+static bool tn_dns_via(const char *name, size_t len, tailnet_addr *out)
+{
+    static const uint8_t prefix[8] = { 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0, 0x0b, 0x1a };
+    char                 ip[16];
+    size_t               label = 0, at = 0, dashes = 0;
+    uint32_t             site;
+
+    memset(out, 0, sizeof *out);
+    while (label < len && name[label] != '.') label++;
+    if (label != len && tn_dns_under(name, len, "ts.net") == 0 &&
+        tn_dns_under(name, len, "tailscale.net") == 0)
+        return false;
+    for (; at < label && at < sizeof ip; at++) {
+        if (name[at] == '-' && ++dashes == 4) break;
+        ip[at] = name[at];
+        if (ip[at] == '.') return false;
+        if (ip[at] == '-') ip[at] = '.';
+    }
+    if (dashes != 4 || !tn_begins(name + at, label - at, "-via-")) return false;
+    if (!tn_ip4_parse(out->ip + 12, ip, at)) return false;
+    if (!tn_dns_number(name + at + 5, label - at - 5, &site)) return false;
+    memcpy(out->ip, prefix, sizeof prefix);
+    tn_put_u32be(out->ip + 8, site);
+    out->family = 6;
+    return true;
+}
+
+/* ---- messages ---- */
+
+/* Looks for EDNS in what follows the question. False: it is malformed. */
+static bool tn_dns_records_read(tn_dns_question *q, tn_rd *r, uint32_t count)
+{
+    for (; count != 0; count--) {           /* each takes at least eleven bytes   */
+        unsigned n, type, labels = 0;
+        uint32_t ttl;
+        while ((n = tn_rd_u8(r)) != 0 && n < 0xc0u) {   /* a pointer ends a name  */
+            if (n > 63 || tn_rd_bytes(r, n) == NULL) return false;
+            labels++;
+        }
+        if (n != 0) labels += 1u + tn_rd_u8(r);
+        type = tn_rd_u16be(r);
+        (void)tn_rd_u16be(r);
+        ttl = tn_rd_u32be(r);
+        if (tn_rd_bytes(r, tn_rd_u16be(r)) == NULL || !tn_rd_ok(r)) return false;
+        if (type != TN_DNS_OPT) continue;
+        if (q->edns || labels != 0) return false;       /* RFC 6891 section 6.1.1 */
+        q->edns   = true;
+        q->dnssec = (ttl & 0x8000u) != 0;
+        if ((ttl >> 16 & 0xffu) != 0) q->rcode = TN_DNS_BADVERS;
+    }
+    return true;
+}
+
+/* Reads a message. OK with rcode OK: a question; with another rcode: only that
+ * can be answered. MALFORMED: no answer at all. A response gets none, or two
+ * servers could talk to each other for ever; the reference says FORMERR. */
+static tailnet_result tn_dns_parse(tn_dns_question *q, const void *src, size_t len)
+{
+    tn_rd    r, whole;
+    unsigned questions;
+    uint32_t records;
+
+    memset(q, 0, sizeof *q);
+    tn_rd_over(&r, src, len);
+    q->id     = tn_rd_u16be(&r);
+    q->flags  = tn_rd_u16be(&r);
+    questions = tn_rd_u16be(&r);
+    records   = tn_rd_u16be(&r);
+    records += tn_rd_u16be(&r);
+    records += tn_rd_u16be(&r);
+    if (!tn_rd_ok(&r) || (q->flags & TN_DNS_RESPONSE) != 0) return TAILNET_ERR_MALFORMED;
+    q->rcode = (q->flags & TN_DNS_OPCODE) != 0 ? TN_DNS_NOTIMP : TN_DNS_FORMERR;
+    if (q->rcode == TN_DNS_NOTIMP || questions != 1) return TAILNET_OK;
+    whole = r;
+    if (!tn_dns_name_read(&r, q->name, &q->len)) return TAILNET_OK;
+    q->type = tn_rd_u16be(&r);
+    q->net  = tn_rd_u16be(&r);
+    if (!tn_rd_ok(&r)) return TAILNET_OK;
+    q->wire_len = whole.left - r.left;
+    q->wire     = tn_rd_bytes(&whole, q->wire_len);
+    q->rcode    = TN_DNS_OK;
+    if (!tn_dns_records_read(q, &r, records)) q->rcode = TN_DNS_FORMERR;
+    return TAILNET_OK;
+}
+
+/* The head of a record whose owner is at offset at of the message. */
+static void tn_dns_wr_record(tn_wr *w, size_t at, unsigned type, unsigned ttl, size_t len)
+{
+    tn_wr_u16be(w, 0xc000u | (unsigned)at);
+    tn_wr_u16be(w, type);
+    tn_wr_u16be(w, TN_DNS_IN);
+    tn_wr_u32be(w, ttl);
+    tn_wr_u16be(w, (unsigned)len);
+}
+
+/* The zone that says no. Nobody transfers it, so its numbers mean nothing
+ * (RFC 6303 section 3); the last is how long a no may be believed. */
+static void tn_dns_wr_soa(tn_wr *w, size_t at)
+{
+    static const char nobody[] = "nobody.invalid";
+    tn_dns_wr_record(w, at, TN_DNS_SOA, TN_DNS_TTL_NO, 2 + sizeof nobody + 1 + 20);
+    tn_wr_u16be(w, 0xc000u | (unsigned)at);
+    tn_dns_wr_name(w, nobody);
+    tn_wr_u32be(w, 1);
+    tn_wr_u32be(w, 3600);
+    tn_wr_u32be(w, 1200);
+    tn_wr_u32be(w, (uint32_t)604800ul);
+    tn_wr_u32be(w, TN_DNS_TTL_NO);
+}
+
+/* The whole answer into an empty cursor of TN_DNS_ANSWER_MAX bytes. */
+static void tn_dns_wr_answer(tn_wr *w, const tn_dns_question *q, const tn_dns_answer *a)
+{
+    bool     found = a->rcode == TN_DNS_OK && (a->addr.family != 0 || a->target != NULL);
+    bool     no    = !found && a->zone_len != 0 &&
+                     (a->rcode == TN_DNS_OK || a->rcode == TN_DNS_NXDOMAIN);
+    unsigned rd    = q->flags & (unsigned)TN_DNS_RD;
+    unsigned flags = TN_DNS_RESPONSE | (q->flags & (unsigned)TN_DNS_OPCODE) | TN_DNS_AA | rd |
+                     (rd != 0 ? (unsigned)TN_DNS_RA : 0u);
+
+    tn_wr_u16be(w, q->id);
+    tn_wr_u16be(w, flags | (a->rcode & 15u));
+    tn_wr_u16be(w, q->wire_len != 0);
+    tn_wr_u16be(w, found);
+    tn_wr_u16be(w, no);
+    tn_wr_u16be(w, q->edns);
+    tn_wr_bytes(w, q->wire, q->wire_len);
+    if (found && a->target != NULL) {
+        tn_dns_wr_record(w, TN_DNS_HEAD, TN_DNS_PTR, TN_DNS_TTL, strlen(a->target) + 2);
+        tn_dns_wr_name(w, a->target);
+    } else if (found) {
+        tn_dns_wr_record(w, TN_DNS_HEAD, a->addr.family == 4 ? TN_DNS_A : TN_DNS_AAAA, TN_DNS_TTL,
+                         tn_ip_len(a->addr.family));
+        tn_wr_bytes(w, a->addr.ip, tn_ip_len(a->addr.family));
+    }
+    if (no) tn_dns_wr_soa(w, TN_DNS_HEAD + q->len - a->zone_len);
+    if (!q->edns) return;
+    tn_wr_u8(w, 0);
+    tn_wr_u16be(w, TN_DNS_OPT);
+    tn_wr_u16be(w, TN_DNS_UDP_SIZE);
+    tn_wr_u32be(w, (uint32_t)(a->rcode >> 4) << 24 | (q->dnssec ? 0x8000u : 0u));
+    tn_wr_u16be(w, 0);
+}
+
+#endif /* TAILNET_NO_DNS */
 
 /* ======================================================================== *
  * >>tls — BearSSL behind four ports, and whom to believe.
@@ -9415,7 +10012,7 @@ static bool tn_tls_check_start(tn_tls_check *c, tn_rim *rim, const tn_tls_want *
     uint64_t                    unix_ms = tn_rim_unix_ms(rim);
     uint64_t                    floor   = tn_rim_unix_floor_ms(rim);
     const br_x509_trust_anchor *anchors = (const br_x509_trust_anchor *)want->anchors;
-    size_t                      count   = want->anchor_count;
+    size_t                      count   = anchors == NULL ? 0 : want->anchor_count;
 
     memset(c, 0, sizeof *c);
     c->vtable = &tn_tls_x_class;
@@ -10311,7 +10908,10 @@ static void tn_link_look_over(tn_links *t, tn_link *l)
     int32_t       err;
     if (tls == NULL || !tn_tls_is_over(tls)) return;
     err = tn_tls_error(tls);
-    tn_link_end(l, err != 0 ? TAILNET_ERR_TLS : tn_tls_is_up(tls) ? TAILNET_OK : TAILNET_ERR_NETWORK,
+    tn_link_end(l,
+                err != 0            ? TAILNET_ERR_TLS
+                : tn_tls_is_up(tls) ? TAILNET_OK
+                                    : TAILNET_ERR_NETWORK,
                 err, t->rim->now_ms);
 }
 
@@ -14035,7 +14635,7 @@ typedef struct tn_ctl_asked {
 
 /* The answer to a registration, while it is read. */
 typedef struct tn_ctl_answer {
-    bool expired, authorized, signature, error, url_same, has_url;
+    bool expired, signature, error, has_url, same_url;
 } tn_ctl_answer;
 
 typedef struct tn_ctl {
@@ -14077,12 +14677,13 @@ typedef struct tn_ctl {
     char            host[TN_CTL_HOST_MAX];
     char            text[TN_CTL_TEXT_MAX];  /* what a refusing server said          */
     char            url[TN_CTL_URL_MAX];    /* login                                */
-    char            url_new[TN_CTL_URL_MAX];
     tn_ctl_wish     sent;                   /* the wish of the last request         */
     tn_nz           nz;
     tn_nz_early     early;
-    tn_h1           h1;
-    tn_h2           h2;
+    union {
+        tn_h1 h1;                           /* key fetch and upgrade                */
+        tn_h2 h2;                           /* from then on                         */
+    } u;
     tn_js           js;
     tn_rd           plain;                  /* decrypted and not yet eaten          */
     tn_rd           piece;                  /* of a body, not yet eaten             */
@@ -14487,7 +15088,7 @@ static void tn_ctl_ask_key(tn_ctl *c, tn_ctl_world *x)
         tn_wr_dec(&path, x->desc->capability_version);
     }
     text[tn_wr_len(&path)] = '\0';
-    tn_h1_begin_response(&c->h1);
+    tn_h1_begin_response(&c->u.h1);
     tn_js_init(&c->js);
     tn_wr_over(&w, c->out, sizeof c->out);
     if (!tn_h1_build_get(&w, &host, text) || !tn_ctl_send(c, x, &w))
@@ -14515,7 +15116,7 @@ static void tn_ctl_ask_upgrade(tn_ctl *c, tn_ctl_world *x)
     tn_wr_over(&w, text, sizeof text - 1);
     tn_wr_base64(&w, init, sizeof init);
     text[136] = '\0';
-    tn_h1_begin_response(&c->h1);
+    tn_h1_begin_response(&c->u.h1);
     tn_wr_over(&w, c->out, sizeof c->out);
     tn_ctl_enter(c, TN_CTL_UPGRADE, x->rim->now_ms + TN_CTL_DIAL_MS);
     if (!tn_h1_build_ts2021(&w, &host, text) || !tn_ctl_send(c, x, &w))
@@ -14561,7 +15162,7 @@ static tn_h1_result tn_ctl_pull_head(tn_ctl *c, tn_ctl_world *x)
         return TN_H1_MORE;
     }
     tn_rd_over(&in, at, len);
-    r = tn_h1_head(&c->h1, &in);
+    r = tn_h1_head(&c->u.h1, &in);
     tn_link_ack(x->links, c->link, len - in.left);
     return r;
 }
@@ -14597,13 +15198,13 @@ static void tn_ctl_redirect(tn_ctl *c, tn_ctl_world *x)
 {
     tn_ctl_target from, to;
     char          where[TN_H1_TEXT];
-    size_t        len = strlen(c->h1.text);
+    size_t        len = strlen(c->u.h1.text);
 
-    memcpy(where, c->h1.text, len);
-    if ((c->h1.flags & TN_H1_TEXT_CUT) != 0 || !tn_ctl_target_of(&from, x) || len == 0 ||
+    memcpy(where, c->u.h1.text, len);
+    if ((c->u.h1.flags & TN_H1_TEXT_CUT) != 0 || !tn_ctl_target_of(&from, x) || len == 0 ||
         !tn_ctl_url_parse(&to, where, len) || (from.tls && !to.tls) || c->redirects >= 5 ||
         to.path_len == 0 || to.path_len >= sizeof c->text) {
-        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "key", (int32_t)c->h1.status);
+        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "key", (int32_t)c->u.h1.status);
         return;
     }
     tn_ctl_disconnect(c, x, TAILNET_OK);
@@ -14620,7 +15221,7 @@ static void tn_ctl_redirect(tn_ctl *c, tn_ctl_world *x)
 /* The head of the answer is here: is it one to read on? */
 static bool tn_ctl_key_head(tn_ctl *c, tn_ctl_world *x)
 {
-    unsigned status = c->h1.status;
+    unsigned status = c->u.h1.status;
     if (status == 200) return true;
     if (status == 301 || status == 302 || status == 303 || status == 307 || status == 308) {
         tn_ctl_redirect(c, x);
@@ -14667,7 +15268,7 @@ static void tn_ctl_read_key(tn_ctl *c, tn_ctl_world *x)
         tn_rd          in;
         if (at == NULL || len == 0) break;
         tn_rd_over(&in, at, len);
-        r = tn_h1_body(&c->h1, &in, &piece, &piece_len);
+        r = tn_h1_body(&c->u.h1, &in, &piece, &piece_len);
         if (r == TN_H1_BODY) tn_ctl_key_json(c, x, piece, piece_len);
         if (c->state != TN_CTL_KEY) return;
         tn_link_ack(x->links, c->link, len - in.left);
@@ -14705,7 +15306,7 @@ static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
 /* Asks for the map stream; a running one is let go when the new one answers. */
 static void tn_ctl_stream(tn_ctl *c, tn_ctl_world *x)
 {
-    if (c->map_stream != 0) tn_h2_cancel(&c->h2, c->map_stream, TN_H2_CANCEL);
+    if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
     c->map_stream = 0;
     c->lite_dirty = true;                   /* some servers listen only to lite updates */
     tn_ctl_enter(c, TN_CTL_STREAM, x->rim->now_ms + TN_CTL_WATCHDOG_MS);
@@ -14714,7 +15315,7 @@ static void tn_ctl_stream(tn_ctl *c, tn_ctl_world *x)
 /* The channel stands: register, or the map at once when the server knows us. */
 static void tn_ctl_connected(tn_ctl *c, tn_ctl_world *x)
 {
-    tn_h2_begin(&c->h2, TN_H2_CLIENT);
+    tn_h2_begin(&c->u.h2, TN_H2_CLIENT);
     if (x->keys->has_server && !x->keys->has_trying && !c->want_login && c->url_len == 0)
         tn_ctl_stream(c, x);
     else
@@ -14723,12 +15324,12 @@ static void tn_ctl_connected(tn_ctl *c, tn_ctl_world *x)
 
 static void tn_ctl_read_upgrade(tn_ctl *c, tn_ctl_world *x)
 {
-    if (c->nz.state == TN_NZ_WAITING && c->h1.status == 0) {
+    if (c->nz.state == TN_NZ_WAITING && c->u.h1.status == 0) {
         tn_h1_result r = tn_ctl_pull_head(c, x);
         if (r == TN_H1_BAD) tn_ctl_upgrade_failed(c, x, TAILNET_ERR_MALFORMED, 0);
         if (r != TN_H1_HEAD_DONE) return;
-        if (c->h1.status != 101 || (c->h1.flags & TN_H1_TO_CONTROL) == 0) {
-            tn_ctl_upgrade_failed(c, x, TAILNET_ERR_CONTROL, (int32_t)c->h1.status);
+        if (c->u.h1.status != 101 || (c->u.h1.flags & TN_H1_TO_CONTROL) == 0) {
+            tn_ctl_upgrade_failed(c, x, TAILNET_ERR_CONTROL, (int32_t)c->u.h1.status);
             return;
         }
     }
@@ -14789,7 +15390,7 @@ static bool tn_ctl_early(tn_ctl *c, tn_ctl_world *x, tn_h2_event *ev)
     c->early_done = true;
     if (r == TN_NZ_EARLY_NONE) {            /* nine bytes of a SETTINGS frame: no event yet */
         tn_rd_over(&head, c->early.head, 9);
-        if (tn_h2_next(&c->h2, &head, ev) == TN_H2_FAILED) {
+        if (tn_h2_next(&c->u.h2, &head, ev) == TN_H2_FAILED) {
             tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "http", 0);
             return false;
         }
@@ -14837,8 +15438,6 @@ static void tn_ctl_take_answer(tn_ctl *c, tn_js_event ev)
         tn_js_skip(js);
     } else if (ev == TN_JS_TRUE && tn_js_is_key(js, "NodeKeyExpired")) {
         a->expired = true;
-    } else if (ev == TN_JS_TRUE && tn_js_is_key(js, "MachineAuthorized")) {
-        a->authorized = true;
     } else if (ev == TN_JS_STRING && js->text_len != 0) {
         if (tn_js_is_key(js, "NodeKeySignature")) a->signature = true;
         if (tn_js_is_key(js, "Error")) {
@@ -14847,7 +15446,9 @@ static void tn_ctl_take_answer(tn_ctl *c, tn_js_event ev)
             tn_ctl_collect(c, (const uint8_t *)js->text, js->text_len);
         }
         if (tn_js_is_key(js, "AuthURL") && !js->text_cut) {
-            a->has_url = tn_text_copy(c->url_new, sizeof c->url_new, js->text, js->text_len);
+            a->same_url = tn_is(js->text, js->text_len, c->url);
+            a->has_url  = tn_text_copy(c->url, sizeof c->url, js->text, js->text_len);
+            c->url_len  = a->has_url ? (uint8_t)js->text_len : 0;
         }
     }
 }
@@ -14890,13 +15491,10 @@ static void tn_ctl_rotate(tn_ctl *c, tn_ctl_world *x)
 /* A person has to open a page: show it, and wait on the same connection. */
 static void tn_ctl_follow(tn_ctl *c, tn_ctl_world *x)
 {
-    bool same = strcmp(c->url, c->url_new) == 0;
-    memcpy(c->url, c->url_new, sizeof c->url);
-    c->url_len = (uint8_t)strlen(c->url);
-    if (!same) c->news |= TN_CTL_NEWS_LOGIN | TN_CTL_NEWS_STATE;
-    if (same) {                             /* asked, and nobody has come: not at once again */
+    if (c->answer.same_url) {               /* asked, and nobody has come: not at once again */
         tn_ctl_pause(c, x, TAILNET_ERR_AGAIN);
     } else {
+        c->news |= TN_CTL_NEWS_LOGIN | TN_CTL_NEWS_STATE;
         tn_ctl_register(c, x);
     }
 }
@@ -14959,7 +15557,7 @@ static void tn_ctl_map_refused(tn_ctl *c, tn_ctl_world *x, unsigned status)
         if (x->keys->has_server) c->news |= TN_CTL_NEWS_SAVE;
         x->keys->has_server = false;
         tn_ctl_register(c, x);
-        if (c->map_stream != 0) tn_h2_cancel(&c->h2, c->map_stream, TN_H2_CANCEL);
+        if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
         if (c->map_stream != 0) tn_map_stream(x->map, x->flt);
         c->map_stream = 0;
     } else {
@@ -15102,7 +15700,7 @@ static void tn_ctl_response(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
     if (ev->status != 200) c->text_len = 0;
     if (q->kind == TN_CTL_ASK_REGISTER) tn_js_init(&c->js);
     if (q->kind == TN_CTL_ASK_STREAM && ev->status == 200) {
-        if (c->map_stream != 0) tn_h2_cancel(&c->h2, c->map_stream, TN_H2_CANCEL);
+        if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
         if (c->map_stream != 0 && tn_ctl_asked_on(c, c->map_stream) != NULL)
             memset(tn_ctl_asked_on(c, c->map_stream), 0, sizeof *q);
         c->map_stream   = ev->stream;
@@ -15174,7 +15772,7 @@ static tn_ctl_turn tn_ctl_read(tn_ctl *c, tn_ctl_world *x)
         if (!tn_ctl_next_record(c, x)) return c->link != 0 ? TN_CTL_QUIET : TN_CTL_MORE;
         if (c->plain.left == 0 || !tn_ctl_early(c, x, &ev)) return TN_CTL_MORE;
     }
-    kind = tn_h2_next(&c->h2, &c->plain, &ev);
+    kind = tn_h2_next(&c->u.h2, &c->plain, &ev);
     return kind == TN_H2_MORE ? TN_CTL_MORE : tn_ctl_event(c, x, kind, &ev);
 }
 
@@ -15203,7 +15801,7 @@ static tn_ctl_kind tn_ctl_next_kind(tn_ctl *c, const tn_ctl_world *x)
     if (c->state == TN_CTL_STREAM && c->map_stream == 0 && c->next_stream == 0)
         return TN_CTL_ASK_STREAM;
     if (maps && c->want_reread && c->next_stream == 0) return TN_CTL_ASK_STREAM;
-    if (maps && tn_ctl_asking(c, TN_CTL_ASK_LITE) == NULL &&
+    if (c->state == TN_CTL_RUN && tn_ctl_asking(c, TN_CTL_ASK_LITE) == NULL &&
         (c->lite_dirty || memcmp(&c->sent, x->wish, sizeof c->sent) != 0))
         return TN_CTL_ASK_LITE;
     return TN_CTL_NOTHING;
@@ -15230,7 +15828,7 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
 
     for (i = 0; i < TN_CTL_STREAMS && q == NULL; i++)
         if (c->asked[i].stream == 0) q = &c->asked[i];
-    if (q == NULL || !tn_h2_can_open(&c->h2)) return false;
+    if (q == NULL || !tn_h2_can_open(&c->u.h2)) return false;
     if (kind != TN_CTL_ASK_ANSWER) c->sent = *x->wish;
     tn_wr_over(&count, NULL, 0);
     if (!head) tn_ctl_body(c, x, kind, &count);
@@ -15240,7 +15838,7 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     rq.authority = c->host;
     rq.length    = head ? TN_H2_NO_LENGTH : count.total;
     rq.end       = head;
-    q->stream    = tn_h2_open(&c->h2, w, &rq);
+    q->stream    = tn_h2_open(&c->u.h2, w, &rq);
     if (q->stream == 0) return false;
     q->kind      = (uint8_t)kind;
     q->status    = 0;
@@ -15262,11 +15860,11 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
 /* One DATA frame of the request under way. */
 static bool tn_ctl_write_body(tn_ctl *c, tn_ctl_world *x, tn_wr *w)
 {
-    size_t n = tn_h2_data_room(&c->h2, c->rq.stream, w), left = c->rq.total - c->rq.done;
+    size_t n = tn_h2_data_room(&c->u.h2, c->rq.stream, w), left = c->rq.total - c->rq.done;
     tn_wr  body;
     if (n == 0 && left != 0) return false;
     if (n > left) n = left;
-    if (!tn_h2_data_head(&c->h2, w, c->rq.stream, n, n == left)) return false;
+    if (!tn_h2_data_head(&c->u.h2, w, c->rq.stream, n, n == left)) return false;
     tn_wr_window(&body, w->base + tn_wr_len(w), n, c->rq.done);
     tn_ctl_body(c, x, (tn_ctl_kind)c->rq.kind, &body);
     TAILNET_ASSERT(body.total == c->rq.total);
@@ -15289,7 +15887,7 @@ static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
             if (c->out_at < c->out_len) return;
         }
         tn_wr_over(&w, c->out + 3, sizeof c->out - 19);
-        (void)tn_h2_flush(&c->h2, &w);
+        (void)tn_h2_flush(&c->u.h2, &w);
         if (c->rq.stream != 0) {
             (void)tn_ctl_write_body(c, x, &w);
         } else if ((kind = tn_ctl_next_kind(c, x)) != TN_CTL_NOTHING) {
@@ -15314,7 +15912,7 @@ static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
 
     if (c->aux != 0 || !tn_ctl_url_parse(&t, url, x->map->work.ping.url_len)) return;
     if (!tn_is(t.host, t.host_len, c->host) || t.path_len == 0) return;
-    if (t.path_len >= sizeof c->url_new || c->state != TN_CTL_RUN) return;
+    if (t.path_len >= sizeof c->text || c->state != TN_CTL_RUN) return;
     memset(&dial, 0, sizeof dial);
     dial.host = c->host;
     dial.port = t.port;
@@ -15330,7 +15928,7 @@ static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
         c->aux = 0;
         return;
     }
-    tn_text_copy(c->url_new, sizeof c->url_new, t.path, t.path_len);
+    tn_text_copy(c->text, sizeof c->text, t.path, t.path_len);
     c->aux_sent        = false;
     c->aux_deadline_ms = x->rim->now_ms + TN_CTL_AUX_MS;
 }
@@ -15346,11 +15944,11 @@ static void tn_ctl_end_aux(tn_ctl *c, tn_ctl_world *x)
 static void tn_ctl_send_aux(tn_ctl *c, tn_ctl_world *x)
 {
     static const char tail[] = "\r\nConnection: close\r\n\r\n";
-    uint8_t           text[TN_CTL_URL_MAX + TN_CTL_HOST_MAX + 64];
+    uint8_t           text[TN_CTL_TEXT_MAX + TN_CTL_HOST_MAX + 64];
     tn_wr             w;
     tn_wr_over(&w, text, sizeof text);
     tn_wr_text(&w, "HEAD ");
-    tn_wr_text(&w, c->url_new);
+    tn_wr_text(&w, c->text);
     tn_wr_text(&w, " HTTP/1.1\r\nHost: ");
     tn_wr_text(&w, c->host);
     tn_wr_text(&w, tail);
@@ -15373,7 +15971,7 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
         c->out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, tn_wr_len(&w));
         c->out_at  = 0;
         if (c->rq.stream != 0) {            /* no window for a short answer: let it go */
-            tn_h2_cancel(&c->h2, c->rq.stream, TN_H2_CANCEL);
+            tn_h2_cancel(&c->u.h2, c->rq.stream, TN_H2_CANCEL);
             c->rq.stream = 0;
         }
     } else if (tn_ctl_ping_is_head(p)) {
@@ -15482,7 +16080,7 @@ static void tn_ctl_late(tn_ctl *c, tn_ctl_world *x)
         if (c->pinged) {
             tn_ctl_fail(c, x, TAILNET_ERR_TIMEOUT, "control", 0);
         } else {
-            tn_h2_ping(&c->h2);
+            tn_h2_ping(&c->u.h2);
             c->pinged           = true;
             c->ping_deadline_ms = now + TN_CTL_PONG_MS;
         }
@@ -15556,7 +16154,7 @@ static void tn_ctl_touch(tn_ctl *c)
 {
     c->lite_dirty = true;
     if (c->rq.stream == 0) return;
-    tn_h2_cancel(&c->h2, c->rq.stream, TN_H2_CANCEL);
+    tn_h2_cancel(&c->u.h2, c->rq.stream, TN_H2_CANCEL);
     if (c->rq.stream == c->next_stream) c->next_stream = 0;
     if (tn_ctl_asked_on(c, c->rq.stream) != NULL)
         memset(tn_ctl_asked_on(c, c->rq.stream), 0, sizeof c->asked[0]);
@@ -15601,7 +16199,7 @@ enum {
     TN_NODE_AGENDA      = 4,
     TN_NODE_STEPS       = 48,               /* of control in one poll             */
     TN_NODE_DISCO_KEYS  = 4,
-    TN_NODE_SLOT_BITS   = 16,               /* of a WireGuard index               */
+    TN_NODE_ANSWERS     = 10,               /* to one peer in a second            */
     TN_NODE_HELD_MS     = 90000             /* a packet waits for its peer        */
 };
 #define TN_NODE_NO_SLOT 0xffffu
@@ -15622,7 +16220,8 @@ typedef struct tn_session {
     tn_wg        wg;
     uint64_t     used_ms;                   /* 0: the slot is free                */
     uint16_t     peer;                      /* index in the map                   */
-    bool         announce;                  /* our disco key goes first           */
+    uint8_t      answers;                   /* of ours in answer_s, to its doings */
+    uint32_t     answer_s;
     uint32_t     latency_ms;                /* of the last ping, 0: not measured  */
     tailnet_addr endpoint;                  /* authenticated; family 0: by relay  */
 } tn_session;
@@ -15685,6 +16284,7 @@ struct tailnet_node {
     tn_session     *sessions;
     tn_staged      *staged;
     uint8_t        *staged_bytes, *map_memory;
+    uint8_t        *streams;                /* tls_by_caller: in and out of each relay */
     tn_flt_range   *ranges;
     tn_flt_flow    *flows;
     uint64_t       *seen;                   /* per peer: its greatest stamp       */
@@ -15699,7 +16299,6 @@ struct tailnet_node {
     uint64_t        expiry_at_ms;           /* when somebody's key expires        */
     tailnet_stats   stats;
     tailnet_problem problem;
-    char            problem_text[TN_CTL_TEXT_MAX];
     uint16_t        relay_slots;
     uint16_t        turn;                   /* round robin over sessions          */
     uint8_t         disco_turn;             /* and over remembered disco keys     */
@@ -15718,7 +16317,7 @@ struct tailnet_node {
 /* Where each part begins, from the start of the caller's memory. */
 typedef struct tn_layout {
     size_t   map, sessions, seen, slot_of, staged, staged_bytes, relays, relay_links, stores, via;
-    size_t   scratch, slots, engines, check, ranges, flows, engine_in;
+    size_t   scratch, slots, engines, check, ranges, flows, engine_in, streams;
     size_t   used, tls_used;                /* of memory, of tls_memory           */
     uint32_t staged_size;
     unsigned relay_count;
@@ -15785,6 +16384,8 @@ static void tn_node_layout(const tailnet_desc *d, tn_layout *l)
     l->engines      = tn_layout_take(used, d->max_tls * sizeof(tn_tls));
     l->check        = tn_layout_take(used, d->max_tls != 0 ? sizeof(tn_tls_check) : 0);
     l->engine_in    = tn_layout_take(tls, (size_t)d->max_tls * TN_TLS_IN_LEN);
+    l->streams      = tn_layout_take(
+        tls, d->tls_by_caller ? (size_t)l->relay_count * 2u * TAILNET_TLS_OUT : 0);
 }
 
 /* Gives every room its part of the memory, which is zero. */
@@ -15815,6 +16416,7 @@ static void tn_node_place(tailnet_node *n, const tn_layout *l, uint8_t *base, ui
     n->links.check      = (tn_tls_check *)(void *)(base + l->check);
     n->links.engine_in  = (d->tls_memory_size != 0 ? tls_base : base) + l->engine_in;
     n->links.engine_count = d->max_tls;
+    n->streams            = (d->tls_memory_size != 0 ? tls_base : base) + l->streams;
     n->staged_size        = l->staged_size;
     n->relay_slots        = (uint16_t)l->relay_count;
     memset(n->slot_of, 0xff, d->max_peers * sizeof(uint16_t));
@@ -16068,10 +16670,35 @@ static void tn_node_keepalive(tailnet_node *n, tn_session *s)
     (void)tn_node_seal_one(n, s, empty, 0);
 }
 
+/* Our source address as this peer knows it, when that is another one. */
+static void tn_node_masquerade(tailnet_node *n, const tn_map_peer *peer, uint8_t *data,
+                               tn_ip_packet *p)
+{
+    tailnet_addr ours;
+    if (!tn_map_masq(peer, p->family, &ours)) return;
+    if (tn_ip_same(&p->flow.src, p->family == 4 ? &n->map.self.ip4 : &n->map.self.ip6))
+        (void)tn_ip_set_src(data, p, &ours);
+}
+
 /* A packet of our own (TSMP) to the peer of a session: it stands at scratch + 32. */
 static void tn_node_send_own(tailnet_node *n, tn_session *s, size_t len)
 {
-    (void)tn_node_seal_one(n, s, n->scratch + TAILNET_HEADROOM - TN_WG_HEAD_LEN, len);
+    uint8_t           *data = n->scratch + TAILNET_HEADROOM;
+    const tn_map_peer *peer = tn_map_peer_at(&n->map, s->peer);
+    tn_ip_packet       p;
+    if (peer == NULL || !tn_ip_read(&p, data, len)) return;
+    tn_node_masquerade(n, peer, data, &p);
+    (void)tn_node_seal_one(n, s, data - TN_WG_HEAD_LEN, len);
+}
+
+/* Answers that a peer can provoke are few per second, or a scan of our ports
+ * would cost an encryption each. */
+static bool tn_node_may_answer(tailnet_node *n, tn_session *s)
+{
+    uint32_t second = (uint32_t)(n->rim.now_ms / 1000u);
+    if (s->answer_s != second) s->answers = 0;
+    s->answer_s = second;
+    return s->answers++ < TN_NODE_ANSWERS;
 }
 
 /* Keeps a copy of a packet until its peer can be reached; an older one of the
@@ -16178,16 +16805,6 @@ static tailnet_result tn_node_find(tailnet_node *n, const tn_ip_packet *p, uint1
     return TAILNET_ERR_AGAIN;
 }
 
-/* Our source address as this peer knows it, when that is another one. */
-static void tn_node_masquerade(tailnet_node *n, const tn_map_peer *peer, uint8_t *data,
-                               tn_ip_packet *p)
-{
-    tailnet_addr ours;
-    if (!tn_map_masq(peer, p->family, &ours)) return;
-    if (tn_ip_same(&p->flow.src, p->family == 4 ? &n->map.self.ip4 : &n->map.self.ip6))
-        (void)tn_ip_set_src(data, p, &ours);
-}
-
 /* Filter, flow, source and session for one packet. OK: it may be sealed. */
 static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, tn_session **session)
 {
@@ -16276,15 +16893,26 @@ static tailnet_result tn_node_ip_input(tailnet_node *n, tailnet_buf *pkts, size_
 
 /* ---- datagrams in: open in runs, then judge what they hold ---- */
 
-/* Tells our disco key inside the tunnel, so that a peer that knows an older one
- * finds us without the control server. */
+/* The answer to a ping inside the tunnel. */
 static void tn_node_pong_inside(tailnet_node *n, tn_session *s, const tn_ip_packet *p,
                                 const tn_ip_tsmp *t)
 {
     tn_wr w;
+    if (!tn_node_may_answer(n, s)) return;
     tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->scratch_size - 2 * TAILNET_HEADROOM);
     tn_ip_wr_pong(&w, p, t, 0);
     if (tn_wr_ok(&w)) tn_node_send_own(n, s, tn_wr_len(&w));
+}
+
+/* What the filter has to know of a sender. Capabilities are the peer's own, not
+ * those of the subnets behind it (ipnlocal, srcIPHasCapForFilter). */
+static void tn_node_flt_peer(const tailnet_node *n, uint16_t index, const tailnet_addr *src,
+                             tn_flt_peer *out)
+{
+    tailnet_addr own;
+    tn_map_flt_peer(&n->map, index, out);
+    tn_map_addr(tn_map_peer_at(&n->map, index), src->family, &own);
+    if (!tn_ip_same(&own, src)) out->caps = 0;
 }
 
 /* TSMP never reaches the application. */
@@ -16307,6 +16935,7 @@ static void tn_node_tsmp(tailnet_node *n, tn_session *s, const tn_ip_packet *p)
 static void tn_node_reject(tailnet_node *n, tn_session *s, const tn_ip_packet *p, tn_flt_why why)
 {
     tn_wr w;
+    if (!tn_node_may_answer(n, s)) return;
     tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->scratch_size - 2 * TAILNET_HEADROOM);
     tn_ip_wr_reject(&w, p, why == TN_FLT_WHY_SHIELDS ? TN_IP_REJECT_SHIELDS : TN_IP_REJECT_ACL);
     if (tn_wr_ok(&w)) tn_node_send_own(n, s, tn_wr_len(&w));
@@ -16335,13 +16964,23 @@ static bool tn_node_judge(tailnet_node *n, tn_session *s, tailnet_buf *pkt)
         tn_node_tsmp(n, s, &p);
         return false;
     }
-    tn_map_flt_peer(&n->map, s->peer, &from);
+    tn_node_flt_peer(n, s->peer, &p.flow.src, &from);
     v        = tn_flt_in(&n->flt, &p, &from, n->rim.now_ms, &why);
     pkt->len = (uint32_t)p.len;
     if (v == TN_FLT_ACCEPT) return true;
     n->stats.dropped_denied++;
     if (v == TN_FLT_REJECT) tn_node_reject(n, s, &p, why);
     return false;
+}
+
+/* A peer that speaks no disco is where its last authentic packet came from. For
+ * the others disco says so. */
+static void tn_node_roam(tailnet_node *n, tn_session *s, const tailnet_addr *from)
+{
+    const tn_map_peer *p = tn_map_peer_at(&n->map, s->peer);
+    if (p == NULL || (p->flags & TN_MAP_DISCO) != 0 || tn_addr_same(&s->endpoint, from)) return;
+    s->endpoint = *from;
+    n->events |= TAILNET_EVENT_PATHS;
 }
 
 /* After the crypt: counts one piece as received. True: pkt holds plaintext. */
@@ -16358,6 +16997,7 @@ static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
     s->used_ms = n->rim.now_ms + 1;
     tn_map_used(&n->map, s->peer, n->rim.now_ms);
     if (from->relay) tn_relay_learn(&n->relay, tn_node_slot(n, s), from->slot);
+    else             tn_node_roam(n, s, &from->addr);
     pkt->off += TN_WG_HEAD_LEN;
     pkt->len = work->len;
     if (news != 0) tn_node_session_news(n, s, news);
@@ -16735,6 +17375,15 @@ static void tn_node_relay_packet(tailnet_node *n, unsigned slot, const tn_derp_e
     (void)tn_node_input(n, &pkt, 1, &from);
 }
 
+/* A relay link without an engine of ours works in memory of the node. */
+static void tn_node_lend(tailnet_node *n, unsigned slot)
+{
+    tailnet_link link = n->relays[slot].link;
+    uint8_t     *in   = n->streams + (size_t)slot * 2u * TAILNET_TLS_OUT;
+    if (tn_link_has_engine(&n->links, link)) return;
+    tn_link_lend(&n->links, link, in, TAILNET_TLS_OUT, in + TAILNET_TLS_OUT, TAILNET_TLS_OUT);
+}
+
 /* Reads what a relay link has. Symmetric work only. */
 static void tn_node_relay_read(tailnet_node *n, unsigned slot)
 {
@@ -16745,7 +17394,10 @@ static void tn_node_relay_read(tailnet_node *n, unsigned slot)
         tn_derp_event ev;
         tn_relay_news news;
         uint16_t      peer = 0;
-        if (at == NULL || len == 0) return;
+        if (at == NULL || len == 0) {
+            tn_node_lend(n, slot);
+            return;
+        }
         left = len;
         while ((news = tn_relay_next(&n->relay, slot, &at, &left, n->rim.now_ms, &ev)) !=
                TN_RELAY_QUIET) {
@@ -16759,7 +17411,7 @@ static void tn_node_relay_read(tailnet_node *n, unsigned slot)
     }
 }
 
-/* The n-th usable node of a region: only the first is kept by the map. */
+/* Dials the relay that the wish names. */
 static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
 {
     const tn_map_region *g = tn_map_region_by_id(&n->map, wish->region);
@@ -16789,7 +17441,10 @@ static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
     }
     tn_cr_mac(r->check, sizeof r->check, "region", 6, g, sizeof *g);
     result = tn_link_open(&n->links, &dial, TN_LINK_FOR_RELAY, &r->link);
-    if (result == TAILNET_OK) return true;
+    if (result == TAILNET_OK) {
+        tn_node_lend(n, wish->slot);
+        return true;
+    }
     r->link = 0;
     if (result == TAILNET_ERR_AGAIN) tn_relay_later(&n->relay, wish->slot, n->rim.now_ms);
     else tn_relay_closed(&n->relay, wish->slot, n->rim.now_ms,
@@ -16958,15 +17613,6 @@ static void tn_node_fetch_changes(tailnet_node *n)
     }
 }
 
-/* A wireguard-only peer has no other way than its fixed address. */
-static void tn_node_set_endpoint(tailnet_node *n, tn_session *s)
-{
-    const tn_map_peer *p = tn_map_peer_at(&n->map, s->peer);
-    tailnet_addr       at;
-    if (p == NULL || (p->flags & TN_MAP_WG_ONLY) == 0) return;
-    if (tn_map_places(&n->map, s->peer, &at, 1) == 1) s->endpoint = at;
-}
-
 /* The server-adjusted time of day, 0 while unknown. */
 static uint64_t tn_node_unix_ms(tailnet_node *n)
 {
@@ -17089,8 +17735,8 @@ static void tn_node_forget(tailnet_node *n)
     tn_map_asks(&n->map, n->rim.io.keep_peer != NULL);
     tn_flt_init(&n->flt, n->ranges, n->desc.max_ranges, n->flows, n->desc.max_flows);
     tn_flt_shields(&n->flt, n->desc.prefs.shields_up);
-    n->mapped = false;
-    n->up     = false;
+    n->want_down = true;
+    n->mapped    = false;
     n->events |= TAILNET_EVENT_SELF | TAILNET_EVENT_PEERS | TAILNET_EVENT_ROUTES |
                  TAILNET_EVENT_DNS;
 }
@@ -17106,8 +17752,7 @@ static void tn_node_control_news(tailnet_node *n)
     if ((news & TN_CTL_NEWS_OUT) != 0) tn_node_forget(n);
     if ((news & TN_CTL_NEWS_PROBLEM) != 0) {
         tn_node_trouble(n, n->ctl.why, n->ctl.why_section, (int32_t)n->ctl.detail);
-        tn_text_copy(n->problem_text, sizeof n->problem_text, n->ctl.text, n->ctl.text_len);
-        n->problem.text = n->problem_text;
+        if (n->ctl.text_len != 0) n->problem.text = n->ctl.text;
     }
     if (tn_ctl_is_up(&n->ctl)) n->mapped = true;
     if (n->map.control_time_ms != 0 && (news & TN_CTL_NEWS_STATE) != 0) {
@@ -17314,10 +17959,11 @@ static uint32_t tn_node_poll(tailnet_node *n)
 {
     uint32_t events;
     unsigned i;
+    bool     turned = false;
 
     n->more = false;
     if (n->want_down) tn_node_go_down(n);
-    tn_link_poll(&n->links);
+    if (tn_link_poll(&n->links)) turned = true;   /* a bite of a TLS handshake: enough */
     for (i = 0; i < n->desc.max_links; i++) tn_node_slot_news(n, i);
     tn_node_turn_control(n);
     tn_node_map_events(n);
@@ -17326,7 +17972,7 @@ static uint32_t tn_node_poll(tailnet_node *n)
     tn_node_turn_relays(n);
     tn_node_restage(n);
     tn_node_turn_ping(n);
-    if (tn_node_work(n)) n->more = true;
+    if (turned || tn_node_work(n)) n->more = true;
     tn_node_flush(n);
     tn_link_sweep(&n->links);
     events    = n->events;
@@ -17372,8 +18018,6 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc)
 
 static bool tn_public_desc_ok(const tailnet_desc *d)
 {
-    tailnet_prefix p;
-    (void)p;
     if (d->memory == NULL || ((uintptr_t)d->memory & 7u) != 0) return false;
     if (((uintptr_t)d->tls_memory & 7u) != 0) return false;
     if (d->max_links < 2 || d->mtu < 576 || d->mtu > 1500) return false;
@@ -17415,6 +18059,8 @@ static tailnet_result tn_public_start(tailnet_node *n)
     tn_cr_x25519_base(n->disco_public, n->disco_private);
     tn_cr_x25519_base(n->node_public, n->keys.node);
     tn_wg_device_init(&n->wg, n->keys.node, n->keys.stamp_unix_ms);
+    if (n->desc.max_sessions > 64) n->wg.spacing_ms = 20;   /* a host has the time for more */
+    if (n->desc.max_sessions > n->wg.burst) n->wg.burst = n->desc.max_sessions;
     tn_map_prefs(&n->map, n->desc.prefs.exit_node, n->desc.prefs.accept_routes);
     tn_map_asks(&n->map, n->desc.io.keep_peer != NULL);
     tn_flt_shields(&n->flt, n->desc.prefs.shields_up);
@@ -17845,7 +18491,7 @@ TAILNET_API tailnet_result tailnet_check_flow(const tailnet_node *node, const ta
     if (!tn_map_by_own_ip(&node->map, &flow->src, &at) && !tn_map_by_ip(&node->map, &flow->src, &at))
         return TAILNET_ERR_DENIED;
     if (!tn_map_owns(&node->map, at, &flow->src)) return TAILNET_ERR_DENIED;
-    tn_map_flt_peer(&node->map, at, &from);
+    tn_node_flt_peer(node, at, &flow->src, &from);
     return tn_flt_check(&node->flt, flow, &from);
 }
 
@@ -17902,5 +18548,38 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result)
 }
 #endif
 
+/* ======================================================================== *
+ * >>history
+ *
+ *   0.1.0  first version: joins, keeps the map, carries packets through relays
+ * ======================================================================== */
+
 #endif /* TAILNET_IMPLEMENTATION_DONE */
 #endif /* TAILNET_IMPLEMENTATION */
+
+/* ======================================================================== *
+ * >>licence — this software is available under two licences, choose one.
+ *
+ * A - MIT
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of
+ * this software and associated documentation files (the "Software"), to deal in the
+ * Software without restriction, including without limitation the rights to use,
+ * copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the
+ * Software, and to permit persons to whom the Software is furnished to do so,
+ * subject to the following conditions: The above copyright notice and this
+ * permission notice shall be included in all copies or substantial portions of the
+ * Software. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS
+ * OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+ * FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS
+ * OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER
+ * IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
+ * WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ *
+ * B - Public domain (unlicense.org)
+ *
+ * This is free and unencumbered software released into the public domain. Anyone is
+ * free to copy, modify, publish, use, compile, sell, or distribute this software,
+ * either in source code form or as a compiled binary, for any purpose, commercial or
+ * non-commercial, and by any means.
+ * ======================================================================== */

@@ -172,6 +172,7 @@ struct tailnet_posix {
     int                   save_errno;   /* why the last save failed, 0: it did not */
     uint32_t              saves;        /* how often the state was saved       */
     uint32_t              lookups;      /* threads started for names           */
+    bool                  spawning;     /* while one is started (that uses the heap) */
     uint64_t              held, dropped;/* own packets that waited, that were lost */
     char                  tun_name[16];
     uint16_t              udp_port[2];  /* of IPv4, of IPv6; 0: no such socket */
@@ -188,16 +189,18 @@ struct tailnet_posix {
     tailnet_posix_watch   wake, udp[2], tun;
     int                   wake_in;
     tailnet_posix_lookup  lookup[TAILNET_POSIX_LOOKUPS];
-    tailnet_posix_slot    slot[TAILNET_POSIX_LINKS];
+    void                 *batch;        /* for datagrams that come in          */
     tailnet_addr          tun_ip[2];
     int                   tun_index;
     tailnet_prefix        route[TAILNET_POSIX_ROUTES];
     size_t                route_count;
     uint64_t              full_since_ms;
     uint32_t              tun_held;     /* bytes of the packet that waits      */
-    uint8_t               tun_packet[TAILNET_POSIX_SPACE];
     size_t                out_first, out_count;
     uint16_t              out_len[TAILNET_POSIX_OUTBOX];
+    /* From here on large, and never cleared as a whole: pages that nobody needs stay free. */
+    tailnet_posix_slot    slot[TAILNET_POSIX_LINKS];
+    uint8_t               tun_packet[TAILNET_POSIX_SPACE];
     uint8_t               out[TAILNET_POSIX_OUTBOX][TAILNET_POSIX_SPACE];
     uint8_t               space[TAILNET_POSIX_RUN][TAILNET_POSIX_SPACE];
 };
@@ -293,6 +296,7 @@ TAILNET_API bool tailnet_posix_prefix_parse(tailnet_prefix *out, const char *tex
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
@@ -688,28 +692,37 @@ static void tnp_pem_pass(tnp_pem *m, const char *pem, size_t size)
     if (object) m->damaged = true;                  /* cut short */
 }
 
+/* Both passes; m is cleared. */
+static tailnet_result tnp_pem_read(tailnet_posix_ca *ca, tnp_pem *m, const char *pem, size_t size)
+{
+    size_t table;
+    tnp_pem_pass(m, pem, size);
+    ca->skipped = m->skipped;
+    ca->damaged = m->damaged;
+    if (m->count == 0) return TAILNET_ERR_MALFORMED;
+    m->count_max = m->count;
+    m->byte_max  = m->byte_count;
+    table        = m->count * sizeof(br_x509_trust_anchor);
+    ca->memory   = malloc(table + m->byte_count);
+    if (ca->memory == NULL) return TAILNET_ERR_MEMORY;
+    m->anchors = (br_x509_trust_anchor *)ca->memory;
+    m->bytes   = (uint8_t *)ca->memory + table;
+    tnp_pem_pass(m, pem, size);
+    ca->anchors = ca->memory;
+    ca->count   = m->count;
+    return TAILNET_OK;
+}
+
 TAILNET_API tailnet_result tailnet_posix_anchors(tailnet_posix_ca *ca, const char *pem,
                                                  size_t size)
 {
-    tnp_pem m;
-    size_t  table;
+    tnp_pem       *m = (tnp_pem *)calloc(1, sizeof *m);     /* too large for a small stack */
+    tailnet_result result;
     memset(ca, 0, sizeof *ca);
-    memset(&m, 0, sizeof m);
-    tnp_pem_pass(&m, pem, size);
-    ca->skipped = m.skipped;
-    ca->damaged = m.damaged;
-    if (m.count == 0) return TAILNET_ERR_MALFORMED;
-    m.count_max = m.count;
-    m.byte_max  = m.byte_count;
-    table       = m.count * sizeof(br_x509_trust_anchor);
-    ca->memory  = malloc(table + m.byte_count);
-    if (ca->memory == NULL) return TAILNET_ERR_MEMORY;
-    m.anchors = (br_x509_trust_anchor *)ca->memory;
-    m.bytes   = (uint8_t *)ca->memory + table;
-    tnp_pem_pass(&m, pem, size);
-    ca->anchors = ca->memory;
-    ca->count   = m.count;
-    return TAILNET_OK;
+    if (m == NULL) return TAILNET_ERR_MEMORY;
+    result = tnp_pem_read(ca, m, pem, size);
+    free(m);
+    return result;
 }
 
 TAILNET_API void tailnet_posix_anchors_free(tailnet_posix_ca *ca)
@@ -759,7 +772,7 @@ static tailnet_result tnp_anchors_open(tailnet_posix *p)
     }
     result = tnp_anchors_read(&p->ca, path, &number);
     if (number != 0) tnp_error(p, "Cannot read the CA file", path, number);
-    else if (result == TAILNET_ERR_MEMORY) tnp_error(p, "Not enough memory for the CA file", path, 0);
+    else if (result == TAILNET_ERR_MEMORY) tnp_error(p, "No memory for the CA file", path, 0);
     else if (result != TAILNET_OK) tnp_error(p, "There is no usable PEM certificate in", path, 0);
     else if (p->ca.damaged) tnp_error(p, "The CA file is damaged or cut short:", path, 0);
     return p->error[0] == '\0' ? TAILNET_OK : TAILNET_ERR_ARGUMENT;
@@ -1148,8 +1161,12 @@ static tailnet_posix_lookup *tnp_lookup_begin(tailnet_posix *p, const char *host
         close(pair[1]);
         return NULL;
     }
-    if (send(pair[0], &q, sizeof q, MSG_NOSIGNAL) != (ssize_t)sizeof q ||
-        !tnp_lookup_spawn(pair[1])) {
+    p->spawning = true;
+    if (send(pair[0], &q, sizeof q, MSG_NOSIGNAL) == (ssize_t)sizeof q &&
+        tnp_lookup_spawn(pair[1]))
+        p->spawning = false;
+    if (p->spawning) {
+        p->spawning = false;
         tnp_drop(p, &l->watch);
         close(pair[1]);
         return NULL;
@@ -1302,7 +1319,7 @@ static int32_t tnp_io_tcp_output(void *user, tailnet_link link, const void *data
     if (size > 0x40000000u) size = 0x40000000u;
     do n = send(s->tries[0].fd, data, size, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
-    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS)) n = 0;
+    if (n < 0 && (errno == EAGAIN || errno == ENOBUFS)) n = 0;
     if (n < 0) return -1;
     if ((size_t)n < size)
         tnp_want(p, &s->tries[0], (short)(s->tries[0].events | POLLOUT));
@@ -1376,7 +1393,7 @@ static void tnp_tcp_read(tailnet_posix *p, tailnet_posix_slot *s)
         ssize_t n;
         do n = recv(s->tries[0].fd, s->in, sizeof s->in, 0);
         while (n < 0 && errno == EINTR);
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return;
+        if (n < 0 && (errno == EAGAIN)) return;
         if (n <= 0) s->ended = true;
         else s->in_len = (size_t)n;
         if (!tnp_tcp_feed(p, s)) break;
@@ -1477,3 +1494,791 @@ static uint64_t tnp_tcp_deadline(const tailnet_posix *p)
     }
     return at;
 }
+
+/* ======================================================================== *
+ * >>p-udp - the two datagram sockets, on one port where that can be had.
+ * ======================================================================== */
+
+/* Where a run of datagrams is put together. */
+typedef struct tnp_batch {
+#if defined(__linux__)
+    struct mmsghdr      msg[TAILNET_POSIX_RUN];
+#endif
+    struct iovec        part[TAILNET_POSIX_RUN];
+    struct sockaddr_in6 from[TAILNET_POSIX_RUN];
+    tailnet_buf         run[TAILNET_POSIX_RUN];
+} tnp_batch;
+
+static int tnp_udp_socket(const tailnet_posix *p, unsigned family, uint16_t port)
+{
+    struct sockaddr_storage at;
+    tailnet_addr            any;
+    socklen_t               len;
+    int                     fd = socket(family == 4 ? AF_INET : AF_INET6, SOCK_DGRAM, 0);
+    if (fd < 0) return -1;
+    memset(&any, 0, sizeof any);
+    any.family = (uint8_t)family;
+    any.port   = port;
+    len = tnp_to_sockaddr(&at, &any);
+    if (family == 6) tnp_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+    tnp_option(fd, SOL_SOCKET, SO_RCVBUF, (int)p->opt.udp_buffer);
+    tnp_option(fd, SOL_SOCKET, SO_SNDBUF, (int)p->opt.udp_buffer);
+    if (bind(fd, (const struct sockaddr *)&at, len) == 0) return fd;
+    close(fd);
+    return -1;
+}
+
+static uint16_t tnp_udp_port(int fd)
+{
+    struct sockaddr_storage at;
+    socklen_t               len = (socklen_t)sizeof at;
+    tailnet_addr            addr;
+    if (getsockname(fd, (struct sockaddr *)&at, &len) != 0) return 0;
+    return tnp_from_sockaddr(&addr, &at) ? addr.port : 0;
+}
+
+/* Machines without IPv4 or without IPv6 get one socket. A port that the caller names has to
+ * be free; one that we choose is chosen again when only one family has it. */
+static tailnet_result tnp_udp_open(tailnet_posix *p)
+{
+    int turn, v4 = -1, v6 = -1;
+    for (turn = 0; turn < 16; turn++) {
+        v4 = tnp_udp_socket(p, 4, p->opt.udp_port);
+        v6 = tnp_udp_socket(p, 6, v4 >= 0 ? tnp_udp_port(v4) : p->opt.udp_port);
+        if (v4 < 0 || v6 >= 0 || p->opt.udp_port != 0) break;
+        if (turn == 15 || errno != EADDRINUSE) break;
+        close(v4);
+    }
+    if (v4 >= 0 && v6 < 0) v6 = tnp_udp_socket(p, 6, 0);
+    (void)tnp_watch(p, &p->udp[0], v4, POLLIN);
+    (void)tnp_watch(p, &p->udp[1], v6, POLLIN);
+    if (v4 >= 0) p->udp_port[0] = tnp_udp_port(v4);
+    if (v6 >= 0) p->udp_port[1] = tnp_udp_port(v6);
+    p->batch = malloc(sizeof(tnp_batch));
+    if (p->batch == NULL) return TAILNET_ERR_MEMORY;
+    if ((v4 >= 0 || v6 >= 0) && (p->opt.udp_port == 0 || p->udp_port[0] == p->opt.udp_port ||
+                                 p->udp_port[1] == p->opt.udp_port))
+        return TAILNET_OK;
+    tnp_error(p, "Cannot open", "a UDP socket on the wanted port", errno);
+    return TAILNET_ERR_NETWORK;
+}
+
+static int tnp_io_udp_output(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t count)
+{
+    tailnet_posix          *p = (tailnet_posix *)user;
+    int                     fd = p->udp[to->family == 6 ? 1 : 0].fd;
+    struct sockaddr_storage at;
+    socklen_t               len = tnp_to_sockaddr(&at, to);
+    size_t                  i;
+    if (fd < 0 || len == 0) return -1;
+    for (i = 0; i < count; i++) {
+        ssize_t n;
+        do n = sendto(fd, pkts[i].base + pkts[i].off, pkts[i].len, MSG_NOSIGNAL,
+                      (const struct sockaddr *)&at, len);
+        while (n < 0 && errno == EINTR);
+        if (n >= 0) continue;
+        /* A full buffer is loss; no way there at all is what the library wants to know. */
+        if (errno == ENETUNREACH || errno == EHOSTUNREACH || errno == EADDRNOTAVAIL ||
+            errno == EAFNOSUPPORT || errno == EACCES || errno == EPERM || errno == EINVAL)
+            return -1;
+    }
+    return 0;
+}
+
+/* Reads what is there, at most a run. Datagrams longer than their space are cut by the
+ * kernel and could not be authentic: they come out with length 0. */
+static size_t tnp_udp_receive(tailnet_posix *p, int fd)
+{
+    tnp_batch *b = (tnp_batch *)p->batch;
+    size_t     i, n = 0;
+    memset(b, 0, sizeof *b);
+    for (i = 0; i < TAILNET_POSIX_RUN; i++) {
+        b->part[i].iov_base = p->space[i];
+        b->part[i].iov_len  = TAILNET_POSIX_SPACE;
+        b->run[i].base      = p->space[i];
+        b->run[i].cap       = TAILNET_POSIX_SPACE;
+    }
+#if defined(__linux__)
+    for (i = 0; i < TAILNET_POSIX_RUN; i++) {
+        b->msg[i].msg_hdr.msg_name    = &b->from[i];
+        b->msg[i].msg_hdr.msg_namelen = (socklen_t)sizeof b->from[i];
+        b->msg[i].msg_hdr.msg_iov     = &b->part[i];
+        b->msg[i].msg_hdr.msg_iovlen  = 1;
+    }
+    {
+        int got = recvmmsg(fd, b->msg, TAILNET_POSIX_RUN, MSG_DONTWAIT, NULL);
+        n = got > 0 ? (size_t)got : 0;
+    }
+    for (i = 0; i < n; i++)
+        b->run[i].len = (b->msg[i].msg_hdr.msg_flags & MSG_TRUNC) != 0 ? 0 : b->msg[i].msg_len;
+#else
+    while (n < TAILNET_POSIX_RUN) {
+        socklen_t len = (socklen_t)sizeof b->from[n];
+        ssize_t   got = recvfrom(fd, p->space[n], TAILNET_POSIX_SPACE, 0,
+                                 (struct sockaddr *)&b->from[n], &len);
+        if (got < 0) break;
+        b->run[n].len = got == TAILNET_POSIX_SPACE ? 0 : (uint32_t)got;
+        n++;
+    }
+#endif
+    return n;
+}
+
+static void tnp_udp_ready(tailnet_posix *p, int fd)
+{
+    tnp_batch   *b     = (tnp_batch *)p->batch;
+    size_t       count = tnp_udp_receive(p, fd), at = 0;
+    tailnet_addr from;
+    while (at < count) {
+        size_t first = at++;
+        if (b->run[first].len == 0) continue;
+        while (at < count && b->run[at].len != 0 &&
+               memcmp(&b->from[at], &b->from[first], sizeof b->from[at]) == 0)
+            at++;
+        if (tnp_from_sockaddr(&from, &b->from[first]))
+            (void)tailnet_udp_input(p->node, &from, &b->run[first], at - first);
+    }
+}
+
+/* Our addresses in the networks around us, which are not those of a tailnet. */
+static bool tnp_is_tailnet(const tailnet_addr *a)
+{
+    static const uint8_t ula[6] = {0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0};
+    if (a->family == 4) return a->ip[0] == 100 && (a->ip[1] & 0xc0u) == 64;
+    return memcmp(a->ip, ula, sizeof ula) == 0;
+}
+
+static bool tnp_is_local(const tailnet_addr *a)
+{
+    return a->family == 6 && a->ip[0] == 0xfe && (a->ip[1] & 0xc0u) == 0x80;
+}
+
+static void tnp_network_tell(tailnet_posix *p)
+{
+    enum { MOST = 16 };
+    tailnet_addr    addrs[MOST];
+    tailnet_network network;
+    struct ifaddrs *list = NULL, *i;
+    int             pass;
+    memset(&network, 0, sizeof network);
+    if (getifaddrs(&list) != 0) list = NULL;
+    /* Loopback addresses only where there is nothing else. */
+    for (pass = 0; pass < 2 && network.addr_count == 0; pass++) {
+        for (i = list; i != NULL && network.addr_count < MOST; i = i->ifa_next) {
+            tailnet_addr *a = &addrs[network.addr_count];
+            if (i->ifa_addr == NULL || (i->ifa_flags & IFF_UP) == 0) continue;
+            if (((i->ifa_flags & IFF_LOOPBACK) != 0) != (pass == 1)) continue;
+            if (!tnp_from_sockaddr(a, i->ifa_addr)) continue;
+            if (tnp_is_tailnet(a) || tnp_is_local(a)) continue;
+            a->port  = p->udp_port[a->family == 6 ? 1 : 0];
+            a->scope = 0;
+            if (a->port != 0) network.addr_count++;
+        }
+    }
+    network.addrs = addrs;
+    (void)tailnet_set_network(p->node, &network);
+    if (list != NULL) freeifaddrs(list);
+}
+
+/* ======================================================================== *
+ * >>p-tun - the TUN device, its addresses and routes. All by rtnetlink; the
+ * kernel removes everything together with the device when we close it.
+ * ======================================================================== */
+
+#if defined(__linux__)
+
+/* One request: header, fixed part, attributes; always a multiple of four bytes. */
+typedef struct tnp_nl {
+    size_t   len;
+    uint32_t words[48];
+} tnp_nl;
+
+static void tnp_nl_bytes(tnp_nl *m, const void *data, size_t size)
+{
+    uint8_t *at = (uint8_t *)m->words + m->len;
+    if (size + 3 > sizeof m->words - m->len) return;    /* cannot be: all sizes are ours */
+    if (size != 0) memcpy(at, data, size);
+    m->len += (size + 3) & ~(size_t)3;
+}
+
+static void tnp_nl_begin(tnp_nl *m, uint16_t type, unsigned flags, const void *body, size_t size)
+{
+    struct nlmsghdr h;
+    memset(m, 0, sizeof *m);
+    memset(&h, 0, sizeof h);
+    h.nlmsg_type  = type;
+    h.nlmsg_flags = (uint16_t)(NLM_F_REQUEST | NLM_F_ACK | flags);
+    tnp_nl_bytes(m, &h, sizeof h);
+    tnp_nl_bytes(m, body, size);
+}
+
+static void tnp_nl_attr(tnp_nl *m, uint16_t type, const void *data, size_t size)
+{
+    struct rtattr a;
+    a.rta_type = type;
+    a.rta_len  = (uint16_t)(sizeof a + size);
+    tnp_nl_bytes(m, &a, sizeof a);
+    tnp_nl_bytes(m, data, size);
+}
+
+/* Sends it and waits for the kernel's word, which is there at once. 0 or errno. */
+static int tnp_nl_do(tnp_nl *m)
+{
+    uint32_t        reply[256];
+    struct nlmsghdr h;
+    int             trouble = EIO;
+    ssize_t         n;
+    int             fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    if (fd < 0) return errno;
+    memcpy(&h, m->words, sizeof h);
+    h.nlmsg_len = (uint32_t)m->len;
+    memcpy(m->words, &h, sizeof h);
+    if (send(fd, m->words, m->len, 0) != (ssize_t)m->len) {
+        trouble = errno;
+    } else {
+        do n = recv(fd, reply, sizeof reply, 0);
+        while (n < 0 && errno == EINTR);
+        memcpy(&h, reply, sizeof h);
+        if (n >= (ssize_t)(sizeof h + sizeof trouble) && h.nlmsg_type == NLMSG_ERROR) {
+            memcpy(&trouble, (const uint8_t *)reply + sizeof h, sizeof trouble);
+            trouble = -trouble;
+        }
+    }
+    close(fd);
+    return trouble;
+}
+
+static int tnp_tun_up(const tailnet_posix *p)
+{
+    struct ifinfomsg body;
+    uint32_t         mtu = p->mtu;
+    tnp_nl           m;
+    memset(&body, 0, sizeof body);
+    body.ifi_index  = p->tun_index;
+    body.ifi_flags  = IFF_UP;
+    body.ifi_change = IFF_UP;
+    tnp_nl_begin(&m, RTM_NEWLINK, 0, &body, sizeof body);
+    tnp_nl_attr(&m, IFLA_MTU, &mtu, sizeof mtu);
+    return tnp_nl_do(&m);
+}
+
+static int tnp_tun_address(const tailnet_posix *p, const tailnet_addr *a, bool add)
+{
+    struct ifaddrmsg body;
+    size_t           len = a->family == 4 ? 4u : 16u;
+    tnp_nl           m;
+    memset(&body, 0, sizeof body);
+    body.ifa_family    = a->family == 4 ? AF_INET : AF_INET6;
+    body.ifa_prefixlen = (uint8_t)(len * 8);
+    body.ifa_flags     = a->family == 4 ? 0 : IFA_F_NODAD;  /* nobody else can have it */
+    body.ifa_index     = (unsigned)p->tun_index;
+    tnp_nl_begin(&m, add ? RTM_NEWADDR : RTM_DELADDR, add ? NLM_F_CREATE | NLM_F_REPLACE : 0u,
+                 &body, sizeof body);
+    tnp_nl_attr(&m, IFA_LOCAL, a->ip, len);
+    tnp_nl_attr(&m, IFA_ADDRESS, a->ip, len);
+    return tnp_nl_do(&m);
+}
+
+/* A route that is there already, such as the local network's, is not replaced. */
+static int tnp_tun_route(const tailnet_posix *p, const tailnet_prefix *r, bool add)
+{
+    struct rtmsg body;
+    uint32_t     index = (uint32_t)p->tun_index;
+    tnp_nl       m;
+    memset(&body, 0, sizeof body);
+    body.rtm_family   = r->family == 4 ? AF_INET : AF_INET6;
+    body.rtm_dst_len  = r->bits;
+    body.rtm_table    = RT_TABLE_MAIN;
+    body.rtm_protocol = RTPROT_STATIC;
+    body.rtm_scope    = r->family == 4 ? RT_SCOPE_LINK : RT_SCOPE_UNIVERSE;
+    body.rtm_type     = RTN_UNICAST;
+    tnp_nl_begin(&m, add ? RTM_NEWROUTE : RTM_DELROUTE, add ? NLM_F_CREATE | NLM_F_EXCL : 0u,
+                 &body, sizeof body);
+    tnp_nl_attr(&m, RTA_DST, r->ip, r->family == 4 ? 4u : 16u);
+    tnp_nl_attr(&m, RTA_OIF, &index, sizeof index);
+    return tnp_nl_do(&m);
+}
+
+static tailnet_result tnp_tun_open(tailnet_posix *p)
+{
+    struct ifreq ifr;
+    int          number, fd;
+    memset(&ifr, 0, sizeof ifr);
+    if (strlen(p->opt.tun) >= sizeof ifr.ifr_name) {
+        tnp_error(p, "The name of the TUN device is too long:", p->opt.tun, 0);
+        return TAILNET_ERR_ARGUMENT;
+    }
+    memcpy(ifr.ifr_name, p->opt.tun, strlen(p->opt.tun));
+    ifr.ifr_flags = IFF_TUN | IFF_NO_PI;
+    fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, TUNSETIFF, &ifr) != 0) {
+        number = errno;
+        if (fd >= 0) close(fd);
+        tnp_error(p, "Cannot make the TUN device (it needs root or CAP_NET_ADMIN):", p->opt.tun,
+                  number);
+        return TAILNET_ERR_UNSUPPORTED;
+    }
+    if (!tnp_watch(p, &p->tun, fd, POLLIN)) return TAILNET_ERR_NETWORK;
+    memcpy(p->tun_name, ifr.ifr_name, sizeof p->tun_name);
+    p->tun_name[sizeof p->tun_name - 1] = '\0';
+    p->tun_index = (int)if_nametoindex(p->tun_name);
+    number       = tnp_tun_up(p);
+    if (number == 0) return TAILNET_OK;
+    tnp_error(p, "Cannot set up the TUN device", p->tun_name, number);
+    return TAILNET_ERR_NETWORK;
+}
+
+#else /* not Linux */
+
+static int tnp_tun_address(const tailnet_posix *p, const tailnet_addr *a, bool add)
+{
+    (void)p; (void)a; (void)add;
+    return ENOSYS;
+}
+
+static int tnp_tun_route(const tailnet_posix *p, const tailnet_prefix *r, bool add)
+{
+    (void)p; (void)r; (void)add;
+    return ENOSYS;
+}
+
+static tailnet_result tnp_tun_open(tailnet_posix *p)
+{
+    tnp_error(p, "TUN devices are only supported on Linux, not", p->opt.tun, 0);
+    return TAILNET_ERR_UNSUPPORTED;
+}
+
+#endif
+
+static void tnp_log(tailnet_posix *p, const char *what, const char *which, int number)
+{
+    char text[200];
+    if (p->opt.log == NULL || number == 0) return;
+    snprintf(text, sizeof text, "%s %.80s: %s", what, which, strerror(number));
+    p->opt.log(p->opt.user, 1, 0, text);
+}
+
+/* Our addresses changed: the device gets the new ones. */
+static void tnp_tun_self(tailnet_posix *p)
+{
+    tailnet_self self;
+    tailnet_addr want[2];
+    char         text[64];
+    int          i;
+    if (p->tun.fd < 0 || !tailnet_get_self(p->node, &self)) return;
+    want[0] = self.ip4;
+    want[1] = self.ip6;
+    for (i = 0; i < 2; i++) {
+        if (memcmp(want[i].ip, p->tun_ip[i].ip, 16) == 0 &&
+            want[i].family == p->tun_ip[i].family)
+            continue;
+        want[i].port = 0;
+        tailnet_posix_addr_text(text, sizeof text, &want[i]);
+        if (p->tun_ip[i].family != 0) (void)tnp_tun_address(p, &p->tun_ip[i], false);
+        if (want[i].family != 0) tnp_log(p, "address", text, tnp_tun_address(p, &want[i], true));
+        p->tun_ip[i] = want[i];
+    }
+}
+
+static bool tnp_prefix_same(const tailnet_prefix *a, const tailnet_prefix *b)
+{
+    return a->family == b->family && a->bits == b->bits && memcmp(a->ip, b->ip, 16) == 0;
+}
+
+static bool tnp_route_known(const tailnet_posix *p, const tailnet_prefix *r)
+{
+    size_t i;
+    for (i = 0; i < p->route_count; i++)
+        if (tnp_prefix_same(&p->route[i], r)) return true;
+    return false;
+}
+
+/* The node's list of routes changed: what is gone goes, what is there comes. */
+static void tnp_tun_routes(tailnet_posix *p)
+{
+    tailnet_route r;
+    size_t        i, k;
+    bool          there;
+    int           number;
+    if (p->tun.fd < 0) return;
+    for (i = 0; i < p->route_count;) {
+        for (k = 0, there = false; !there && tailnet_get_route(p->node, k, &r); k++)
+            there = tnp_prefix_same(&r.prefix, &p->route[i]);
+        if (there) {
+            i++;
+            continue;
+        }
+        (void)tnp_tun_route(p, &p->route[i], false);
+        p->route[i] = p->route[--p->route_count];
+    }
+    for (k = 0; p->route_count < TAILNET_POSIX_ROUTES && tailnet_get_route(p->node, k, &r); k++) {
+        if (r.prefix.bits == 0 || tnp_route_known(p, &r.prefix)) continue;
+        number = tnp_tun_route(p, &r.prefix, true);
+        if (number == 0) p->route[p->route_count++] = r.prefix;
+        else if (number != EEXIST) tnp_log(p, "route through", p->tun_name, number);
+    }
+}
+
+/* Packets of the host's programs. When the library's way out is full, the one in hand waits
+ * and the device is left alone: its queue fills, and TCP behind it slows down. */
+static void tnp_tun_ready(tailnet_posix *p)
+{
+    unsigned turn;
+    for (turn = 0; turn < p->opt.turn_packets && p->tun_held == 0; turn++) {
+        ssize_t n = read(p->tun.fd, p->tun_packet, (size_t)TNP_PACKET_MOST);
+        if (n <= 0) return;
+        if (tnp_offer(p, p->tun_packet, (size_t)n) == TAILNET_ERR_AGAIN) {
+            p->tun_held = (uint32_t)n;
+            tnp_want(p, &p->tun, 0);
+        }
+    }
+}
+
+/* What waited is offered again: own packets, then the one from TUN. */
+static void tnp_held_retry(tailnet_posix *p)
+{
+    tnp_outbox_flush(p);
+    if (p->tun_held == 0 || tnp_offer(p, p->tun_packet, p->tun_held) == TAILNET_ERR_AGAIN) return;
+    p->tun_held = 0;
+    tnp_want(p, &p->tun, POLLIN);
+}
+
+static void tnp_io_ip_output(void *user, tailnet_buf *pkts, size_t count)
+{
+    tailnet_posix *p = (tailnet_posix *)user;
+    size_t         i;
+    p->inside = true;
+    for (i = 0; i < count; i++) {
+        const uint8_t *packet = pkts[i].base + pkts[i].off;
+        /* A packet that the device does not take is lost, as on any network. */
+        if (p->tun.fd >= 0) (void)!write(p->tun.fd, packet, pkts[i].len);
+        else tnp_packet_in(p, packet, pkts[i].len);
+    }
+    p->inside = false;
+}
+
+/* ======================================================================== *
+ * >>p-turn - one turn of the loop.
+ * ======================================================================== */
+
+static void tnp_ready(tailnet_posix *p, int fd, short revents)
+{
+    size_t i, k;
+    char   sink[64];
+    if (fd < 0) return;
+    if (fd == p->wake.fd) (void)!read(fd, sink, sizeof sink);
+    else if (fd == p->tun.fd) tnp_tun_ready(p);
+    else if (fd == p->udp[0].fd || fd == p->udp[1].fd) tnp_udp_ready(p, fd);
+    for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++)
+        if (p->lookup[i].watch.fd == fd) {
+            tnp_lookup_ready(p, &p->lookup[i]);
+            return;
+        }
+    for (i = 0; i < TAILNET_POSIX_LINKS; i++)
+        for (k = 0; k < TAILNET_POSIX_TRIES; k++)
+            if (p->slot[i].tries[k].fd == fd) {
+                tnp_tcp_ready(p, &p->slot[i], k, revents);
+                return;
+            }
+}
+
+/* Writes the state file. A failure is tried again in ten seconds. */
+static void tnp_save(tailnet_posix *p)
+{
+    uint8_t blob[TAILNET_STATE_SIZE];
+    size_t  len;
+    p->unsaved = false;
+    if (p->opt.state_file == NULL) return;
+    len = tailnet_export_state(p->node, blob, sizeof blob);
+    if (len == 0 || len > sizeof blob) return;
+    p->save_errno = tailnet_posix_write_file(p->opt.state_file, blob, len);
+    memset(blob, 0, sizeof blob);
+    p->saves += p->save_errno == 0;
+    if (p->save_errno == 0) return;
+    tnp_log(p, "cannot save", p->opt.state_file, p->save_errno);
+    p->unsaved       = true;
+    p->save_again_ms = tnp_now() + 10000;
+}
+
+TAILNET_API void tailnet_posix_handle(tailnet_posix *p, const struct pollfd *fds, size_t size)
+{
+    uint64_t now;
+    uint32_t events;
+    size_t   i;
+    for (i = 0; i < size; i++)
+        if (fds[i].revents != 0) tnp_ready(p, fds[i].fd, fds[i].revents);
+    now = tnp_now();
+    tnp_tcp_timers(p, now);
+    p->fed = false;
+    events = tailnet_poll(p->node);
+    tnp_tcp_later(p);
+    tnp_held_retry(p);
+    if ((events & TAILNET_EVENT_SAVE) != 0 || (p->unsaved && now >= p->save_again_ms))
+        tnp_save(p);
+    if ((events & (TAILNET_EVENT_SELF | TAILNET_EVENT_STATE)) != 0) tnp_tun_self(p);
+    if ((events & (TAILNET_EVENT_ROUTES | TAILNET_EVENT_SELF)) != 0) tnp_tun_routes(p);
+    if (events != 0 && p->opt.on_news != NULL) p->opt.on_news(p->opt.user, p, events);
+}
+
+TAILNET_API uint32_t tailnet_posix_wait_ms(tailnet_posix *p, uint32_t max_ms)
+{
+    uint64_t now  = tnp_now(), at = tnp_tcp_deadline(p);
+    uint32_t wait = p->fed ? 0 : tailnet_wait_ms(p->node, max_ms);
+    size_t   i;
+    if (p->unsaved && p->save_again_ms < at) at = p->save_again_ms;
+    if (at <= now) return 0;
+    if (at - now < wait) wait = (uint32_t)(at - now);
+    /* Space in a link is told by its socket; these are for links that are not there yet. */
+    if ((p->tun_held != 0 || p->out_count != 0) && wait > 5) wait = 5;
+    for (i = 0; i < TAILNET_POSIX_LINKS; i++)
+        if (p->slot[i].open && p->slot[i].in_len != 0 && wait > 10) wait = 10;
+    return wait;
+}
+
+/* ======================================================================== *
+ * >>p-life - open, run, leave, close.
+ * ======================================================================== */
+
+static uint64_t tnp_io_now(void *user)
+{
+    (void)user;
+    return tnp_now();
+}
+
+/* A clock that stands before 2024 has not been set: better none than a wrong one. */
+static uint64_t tnp_io_unix(void *user)
+{
+    struct timespec ts;
+    (void)user;
+    if (clock_gettime(CLOCK_REALTIME, &ts) != 0 || ts.tv_sec < 1704067200) return 0;
+    return (uint64_t)ts.tv_sec * 1000u + (uint64_t)ts.tv_nsec / 1000000u;
+}
+
+static int tnp_io_random(void *user, void *dst, size_t size)
+{
+    uint8_t *at = (uint8_t *)dst;
+    (void)user;
+    while (size > 0) {
+        size_t part = size < 256 ? size : 256;
+#if defined(__linux__)
+        ssize_t n = getrandom(at, part, 0);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return -1;
+        part = (size_t)n;
+#else
+        if (getentropy(at, part) != 0) return -1;
+#endif
+        at += part;
+        size -= part;
+    }
+    return 0;
+}
+
+static void tnp_io_log(void *user, int level, uint32_t code, const char *text)
+{
+    tailnet_posix *p = (tailnet_posix *)user;
+    p->opt.log(p->opt.user, level, code, text);
+}
+
+static void tnp_defaults(tailnet_posix_options *o)
+{
+    if (o->tcp_send_buffer == 0) o->tcp_send_buffer = 262144;
+    if (o->tcp_not_sent == 0) o->tcp_not_sent = 65536;
+    if (o->udp_buffer == 0) o->udp_buffer = 1048576;
+    if (o->turn_packets == 0) o->turn_packets = 64;
+    if (o->hold_ms == 0) o->hold_ms = 100;
+    if (o->race_ms == 0) o->race_ms = 250;
+    if (o->lookup_ms == 0) o->lookup_ms = 10000;
+}
+
+/* Everything small is cleared; of the large arrays only what is read before it is written. */
+static void tnp_clear(tailnet_posix *p, const tailnet_posix_options *options)
+{
+    size_t i, k;
+    memset(p, 0, offsetof(tailnet_posix, slot));
+    if (options != NULL) p->opt = *options;
+    tnp_defaults(&p->opt);
+    p->wake.fd = p->wake_in = p->udp[0].fd = p->udp[1].fd = p->tun.fd = -1;
+    for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++) p->lookup[i].watch.fd = -1;
+    for (i = 0; i < TAILNET_POSIX_LINKS; i++) {
+        memset(&p->slot[i], 0, offsetof(tailnet_posix_slot, in));
+        for (k = 0; k < TAILNET_POSIX_TRIES; k++) p->slot[i].tries[k].fd = -1;
+    }
+}
+
+static tailnet_result tnp_state_open(tailnet_posix *p, tailnet_desc *desc)
+{
+    int number;
+    if (p->opt.state_file == NULL) return TAILNET_OK;
+    number = tailnet_posix_read_file(p->opt.state_file, p->state, sizeof p->state, &p->state_len);
+    if (number == ENOENT) return TAILNET_OK;
+    if (number == EFBIG && p->opt.replace_damaged_state) return TAILNET_OK;
+    if (number == EFBIG) tnp_error(p, "This is no state file of ours:", p->opt.state_file, 0);
+    else if (number != 0) tnp_error(p, "Cannot read the state file", p->opt.state_file, number);
+    if (number != 0) return TAILNET_ERR_MALFORMED;
+    if (p->state_len != 0) {
+        desc->saved_state[0].data = p->state;
+        desc->saved_state[0].size = p->state_len;
+    }
+    return TAILNET_OK;
+}
+
+static void tnp_desc_fill(tailnet_posix *p, tailnet_desc *desc)
+{
+    desc->io.user       = p;
+    desc->io.now_ms     = tnp_io_now;
+    desc->io.unix_ms    = tnp_io_unix;
+    desc->io.random     = tnp_io_random;
+    desc->io.udp_output = tnp_io_udp_output;
+    desc->io.ip_output  = tnp_io_ip_output;
+    desc->io.tcp_open   = tnp_io_tcp_open;
+    desc->io.tcp_output = tnp_io_tcp_output;
+    desc->io.tcp_close  = tnp_io_tcp_close;
+    desc->io.resolve    = tnp_io_resolve;
+    if (p->opt.log != NULL) desc->io.log = tnp_io_log;
+    if (desc->trust_anchors == NULL && p->ca.count != 0) {
+        desc->trust_anchors      = p->ca.anchors;
+        desc->trust_anchor_count = p->ca.count;
+    }
+    if (desc->max_tls < 2) desc->max_tls = 2;
+    if (desc->max_links < desc->max_tls) desc->max_links = desc->max_tls;
+    if (desc->control_url == NULL || strncmp(desc->control_url, "http://", 7) != 0)
+        desc->control_tls = true;
+}
+
+static bool tnp_wake_open(tailnet_posix *p)
+{
+    int pair[2];
+    if (pipe(pair) != 0) return false;
+    p->wake_in = pair[1];
+    if (!tnp_watch(p, &p->wake, pair[0], POLLIN)) return false;
+    return tnp_prepare(pair[1]);
+}
+
+/* The node itself. A state that it cannot read is never written over unless told so. */
+static tailnet_result tnp_node_open(tailnet_posix *p, tailnet_desc *desc)
+{
+    tailnet_result result;
+    if (desc->memory == NULL) {
+        desc->memory_size = tailnet_memory_needed(desc);
+        desc->memory = p->node_memory = malloc(desc->memory_size);
+        if (desc->memory == NULL) return TAILNET_ERR_MEMORY;
+    }
+    result = tailnet_init(&p->node, desc);
+    if (result == TAILNET_ERR_MALFORMED && p->opt.replace_damaged_state) {
+        memset(desc->saved_state, 0, sizeof desc->saved_state);
+        result = tailnet_init(&p->node, desc);
+    }
+    if (result == TAILNET_OK) return result;
+    p->node = NULL;
+    if (result == TAILNET_ERR_MALFORMED && p->state_len != 0)
+        tnp_error(p, "The state file is damaged; restore it, or delete it and join anew:",
+                  p->opt.state_file, 0);
+    else if (result == TAILNET_ERR_UNSUPPORTED && p->state_len != 0)
+        tnp_error(p, "The state file was written by a newer version:", p->opt.state_file, 0);
+    else
+        tnp_error(p, "The node cannot begin:", tailnet_result_text(result), 0);
+    return result;
+}
+
+static tailnet_result tnp_open_all(tailnet_posix *p, tailnet_desc *desc)
+{
+    tailnet_result result = TAILNET_OK;
+    p->mtu = desc->mtu != 0 ? desc->mtu : 1280;
+    if (p->mtu > 1900 || desc->max_links > TAILNET_POSIX_LINKS) {
+        tnp_error(p, "The MTU or the number of links is", "more than this platform serves", 0);
+        return TAILNET_ERR_ARGUMENT;
+    }
+    if (!tnp_wake_open(p)) result = TAILNET_ERR_NETWORK;
+    if (result == TAILNET_OK) result = tnp_anchors_open(p);
+    if (result == TAILNET_OK) result = tnp_state_open(p, desc);
+    if (result == TAILNET_OK && !desc->prefs.relay_only) result = tnp_udp_open(p);
+    if (result == TAILNET_OK && p->opt.tun != NULL) result = tnp_tun_open(p);
+    if (result != TAILNET_OK) return result;
+    tnp_desc_fill(p, desc);
+    return tnp_node_open(p, desc);
+}
+
+TAILNET_API void tailnet_posix_close(tailnet_posix *p)
+{
+    size_t i;
+    if (p->node != NULL) {
+        if (p->unsaved) tnp_save(p);
+        tailnet_wipe(p->node);
+        p->node = NULL;
+    }
+    for (i = 0; i < TAILNET_POSIX_LINKS; i++) tnp_tcp_clear(p, &p->slot[i]);
+    for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++) tnp_drop(p, &p->lookup[i].watch);
+    tnp_drop(p, &p->udp[0]);
+    tnp_drop(p, &p->udp[1]);
+    tnp_drop(p, &p->tun);
+    tnp_drop(p, &p->wake);
+    if (p->wake_in >= 0) close(p->wake_in);
+    p->wake_in = -1;
+    free(p->node_memory);
+    free(p->batch);
+    p->node_memory = p->batch = NULL;
+    tailnet_posix_anchors_free(&p->ca);
+    memset(p->state, 0, sizeof p->state);
+}
+
+TAILNET_API tailnet_result tailnet_posix_open(tailnet_posix *p, tailnet_desc *desc,
+                                              const tailnet_posix_options *options)
+{
+    tailnet_result result;
+    tnp_clear(p, options);
+    result = tnp_open_all(p, desc);
+    if (result != TAILNET_OK) {
+        tnp_error(p, "Cannot begin:", tailnet_result_text(result), 0);
+        tailnet_posix_close(p);
+        return result;
+    }
+    tnp_network_tell(p);
+    return TAILNET_OK;
+}
+
+TAILNET_API void tailnet_posix_stop(tailnet_posix *p)
+{
+    int before = errno;                             /* a signal handler must keep it */
+    p->stop = 1;
+    (void)!write(p->wake_in, "", 1);
+    errno = before;
+}
+
+static void tnp_turn(tailnet_posix *p, uint32_t max_ms)
+{
+    struct pollfd fds[TAILNET_POSIX_FDS];
+    size_t        n    = tailnet_posix_fds(p, fds, TAILNET_POSIX_FDS);
+    int           wait = (int)tailnet_posix_wait_ms(p, max_ms);
+    if (poll(fds, (nfds_t)n, wait) <= 0) n = 0;     /* EINTR, or only time has passed */
+    tailnet_posix_handle(p, fds, n);
+}
+
+TAILNET_API tailnet_result tailnet_posix_run(tailnet_posix *p)
+{
+    tailnet_problem problem;
+    while (p->stop == 0) {
+        if (tailnet_get_state(p->node) == TAILNET_STATE_FAILED) {
+            if (!tailnet_get_problem(p->node, &problem)) return TAILNET_ERR_CONTROL;
+            return problem.result != TAILNET_OK ? problem.result : TAILNET_ERR_CONTROL;
+        }
+        tnp_turn(p, 60000);
+    }
+    return TAILNET_OK;
+}
+
+TAILNET_API tailnet_result tailnet_posix_leave(tailnet_posix *p, bool logout, uint32_t max_ms)
+{
+    uint64_t       end    = tnp_now() + max_ms;
+    tailnet_result result = logout ? tailnet_logout(p->node) : tailnet_down(p->node);
+    while (result == TAILNET_OK && tailnet_get_state(p->node) != TAILNET_STATE_DOWN) {
+        uint64_t now = tnp_now();
+        if (now >= end) result = TAILNET_ERR_TIMEOUT;
+        else tnp_turn(p, (uint32_t)(end - now));
+    }
+    if (p->unsaved) tnp_save(p);
+    return result;
+}
+
+#endif /* TAILNET_PLATFORM_POSIX_IMPLEMENTATION_DONE */
+#endif /* TAILNET_PLATFORM_POSIX_IMPLEMENTATION */

@@ -33,10 +33,6 @@ class Failed(Exception):
     """A test's own word that something is not as it should be."""
 
 
-def fail(why):
-    raise Failed(why)
-
-
 def check(true, why):
     if not true:
         raise Failed(why)
@@ -96,7 +92,7 @@ class Pki:
         with open(base + ".ext", "w") as f:
             f.write("subjectAltName=%s\nextendedKeyUsage=serverAuth\n" % alt)
         # `openssl ca` takes dates; `openssl x509` only days from today.
-        first = datetime.datetime.utcnow() - datetime.timedelta(days=400 if expired else 1)
+        first = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=400 if expired else 1)
         last = first + datetime.timedelta(days=30)
         with open(base + ".cnf", "w") as f:
             f.write("[ca]\ndefault_ca=c\n[c]\ndatabase=%s.db\nnew_certs_dir=%s\nrand_serial=yes\n"

@@ -488,6 +488,7 @@ static void answers_pass(void)
     CHECK(go('i', X, 8, S, 7, 1, 0) == 'D');
     CHECK(go('o', S6, 128, X6, 7, 58, 0) == 'A');
     CHECK(go('i', X6, 129, S6, 7, 58, 0) == 'A');
+    CHECK(go('o', S, 1, B, 7, 99, 0) == 'D' && go('i', B, 1, S, 7, 99, 0) == 'A');    /* TSMP */
     CHECK(go('o', S, 0, B, 7, 1, 0) == 'A');                /* our reply begins nothing */
     CHECK(go('i', B, 0, S, 7, 1, 0) == 'D');
 
@@ -669,6 +670,14 @@ static void oldest_flow_makes_room(void)
     CHECK(go('i', X, 443, S, 1, 6, TN_IP_FIN | TN_IP_ACK) == 'A');
     for (i = 0; i < 8; i++) CHECK(go('o', S, 3000 + i, X, 53, 17, 0) == 'A');
     CHECK(go('i', X, 443, S, 1, 6, TN_IP_ACK) == 'D');      /* was closing             */
+    CHECK(go('o', S, 1, X, 443, 6, TN_IP_SYN) == 'A');
+    CHECK(go('i', X, 443, S, 1, 6, TN_IP_SYN | TN_IP_ACK) == 'A');
+    now += 1790000;                         /* but not one that has been silent for long */
+    for (i = 0; i < 8; i++) CHECK(go('o', S, 4000 + i, X, 53, 17, 0) == 'A');
+    CHECK(go('i', X, 443, S, 1, 6, TN_IP_ACK) == 'A');
+    now += 1810000;
+    for (i = 0; i < 8; i++) CHECK(go('o', S, 5000 + i, X, 53, 17, 0) == 'A');
+    CHECK(go('i', X, 443, S, 1, 6, TN_IP_ACK) == 'D');
     /* No table at all: only rules let in. */
     fresh(RANGES, 0);
     (void)feed(&flt, true, NULL, B " > " S "@5000-5000");
@@ -693,7 +702,7 @@ static void peers_cannot_push_out_our_flows(void)
     fresh(RANGES, 9);                       /* and hold at most half of a free table */
     (void)feed(&flt, true, NULL, "* > *");
     for (i = 0; i < 100; i++) CHECK(go('i', B, 1000 + i, S, 53, 17, 0) == 'A');
-    for (max = 0, i = 0; i < 9; i++) max += flows[i].end != 0;
+    for (max = 0, i = 0; i < 9; i++) max += flows[i].protocol != 0;
     CHECK(max == 5);
 }
 
@@ -710,22 +719,26 @@ static void flows_end_when_idle(void)
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_SYN | TN_IP_ACK) == 'R');      /* too late      */
     CHECK(go('o', S, 7, X, 443, 6, TN_IP_SYN) == 'A');
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_SYN | TN_IP_ACK) == 'A');
-    now += 7200000;                         /* two hours of silence               */
+    now += 431000000;                       /* nearly five days of silence        */
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_ACK) == 'A');
-    now += 7200000;
+    now += 431000000;
     CHECK(go('o', S, 7, X, 443, 6, TN_IP_ACK) == 'A');
-    now += 7200000;
+    now += 431000000;
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_ACK) == 'A');
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_RST) == 'A');
     now += 230000;
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_ACK) == 'A');
     now += 241000;
     CHECK(go('i', X, 443, S, 7, 6, TN_IP_ACK) == 'D');
+    CHECK(go('o', S, 7, X, 443, 6, TN_IP_SYN) == 'A');
+    CHECK(go('i', X, 443, S, 7, 6, TN_IP_SYN | TN_IP_ACK) == 'A');
+    now += 433000000;
+    CHECK(go('i', X, 443, S, 7, 6, TN_IP_ACK) == 'D');
     CHECK(go('o', S, 8, X, 3, 1, 0) == 'A');
     now += 61000;
     CHECK(go('i', X, 0, S, 3, 1, 0) == 'D');
     now = UINT64_MAX;                       /* no end that wraps                  */
-    CHECK(go('o', S, 1, X, 53, 17, 0) == 'A');
+    CHECK(go('o', S, 1, X, 53, 17, 0) == 'A' && go('i', X, 53, S, 1, 17, 0) == 'A');
 }
 
 /* ---- texts ---- */

@@ -395,7 +395,7 @@ static void later_fragments_keep_their_bytes(void)
 static void answers_tsmp(void)
 {
     uint8_t      opaque[8] = {'1', '2', '3', '4', '5', '6', '7', '8'}, key[32];
-    uint8_t      ping[80], out[80], want[80];
+    uint8_t      ping[80], out[80];
     tailnet_addr me, peer;
     tn_ip_packet p, q;
     tn_ip_tsmp   t;
@@ -441,6 +441,15 @@ static void answers_tsmp(void)
         }
         CHECK_BYTES(t.data, key, 32);
     }
+}
+
+static void refuses_with_a_word(void)
+{
+    uint8_t      ping[80], out[80], want[80];
+    tn_ip_packet p, q;
+    tn_ip_tsmp   t;
+    tn_wr        w;
+    size_t       n, i;
 
     n = tn_test_hex(ping, sizeof ping,      /* the SYN and its refusal of the document */
                     "450000280001000040060000644000026440000a9c40001600000000000000005002"
@@ -478,5 +487,6 @@ int main(void)
     TEST(keeps_udp_without_sum);
     TEST(later_fragments_keep_their_bytes);
     TEST(answers_tsmp);
+    TEST(refuses_with_a_word);
     return tn_test_end();
 }

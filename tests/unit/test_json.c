@@ -240,6 +240,14 @@ static void parts(void)
         CHECK_BYTES(got, text + 12, 1200);
         CHECK(js.cut_count == 0 && tn_js_done(&js));
     }
+    {
+        static char want[4000];
+        for (mode = 0; mode < 6; mode++) {      /* and the parts are the same ones */
+            run(text, strlen(text), mode < 2 ? mode : 2, true);
+            if (mode == 0) strcpy(want, events);
+            CHECK(strcmp(want, events) == 0);
+        }
+    }
     /* escapes at the end of the space */
     for (i = 200; i < 300; i++) {
         tn_js  js;

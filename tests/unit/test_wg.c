@@ -912,8 +912,9 @@ static void window_width(void)
 {
     static end     a, b;
     const uint64_t w = TAILNET_REPLAY_BITS;
-    static const uint64_t bases[] = {0, 9031, 90064, 900000, 0xfffffff0u, ((uint64_t)1 << 32) + 90000,
-                                     ((uint64_t)1 << 40) + 77, UINT64_MAX - 20000};
+    static const uint64_t bases[] = {0, 90031, 200064, 900000, 0xfffffff0u,
+                                     ((uint64_t)1 << 32) + 90000, ((uint64_t)1 << 40) + 77,
+                                     UINT64_MAX - 60000};
     unsigned       k;
 
     connect_pair(&a, &b, 1000);
@@ -1959,7 +1960,7 @@ static void hours(uint64_t seed, unsigned loss, unsigned again, uint64_t delay, 
         CHECK(tallies[i].sent > until / 5000);
         CHECK(tallies[i].gap_ms <= limit);
         CHECK((uint64_t)tallies[i].received * 512 >= (uint64_t)tallies[i].sent * (256 - loss));
-        if (loss == 0) CHECK(tallies[i].received == tallies[i].sent || tallies[i].received + 40 > tallies[i].sent);
+        if (loss == 0) CHECK(tallies[i].received + 40 > tallies[i].sent);
     }
     CHECK(handshakes >= until / 600000 && handshakes <= until / 20000);
 }

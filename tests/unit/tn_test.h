@@ -112,8 +112,10 @@ static inline size_t tn_test_value(const char *text, const char *name, uint8_t *
     size_t      len = strlen(name);
     const char *at  = text;
     while (at != NULL && *at != '\0') {
-        if (strncmp(at, name, len) == 0 && at[len] == ':')
-            return tn_test_hex(dst, cap, at + len + 1);
+        if (strncmp(at, name, len) == 0 && at[len] == ':') {
+            size_t digits = strcspn(at + len + 1, "\n");
+            return tn_test_hex(dst, digits / 2 < cap ? digits / 2 : cap, at + len + 1);
+        }
         at = strchr(at, '\n');
         if (at != NULL) at++;
     }

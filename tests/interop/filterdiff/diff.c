@@ -30,7 +30,7 @@ static const struct { char letter; const char *what; } classes[] = {
     {'e', "ICMP error about no flow of ours, or of type 12"},
     {'f', "later fragment without a flow or a rule"},
     {'p', "ping by a capability that no rule gives there; ICMPv4 type 18"},
-    {'m', "IPv4 header under 20 bytes, TSMP in pieces, nothing at all"}
+    {'m', "IPv4 header under 20 bytes, TSMP in pieces or from the application, nothing"}
 };
 
 static void die(const char *why, const char *line)
@@ -82,7 +82,8 @@ static bool take_rule(char *line)
     case 'R': tn_flt_rule_begin(&flt); return true;
     case 's': tn_flt_src(&flt, line + 2, strlen(line + 2)); return true;
     case 'd':
-        if (sscanf(line, "d %u %u%n", &first, &last, &at) != 2 || line[at] != ' ') die("bad line", line);
+        if (sscanf(line, "d %u %u%n", &first, &last, &at) != 2 || line[at] != ' ')
+            die("bad line", line);
         tn_flt_dst(&flt, line + at + 1, strlen(line + at + 1), (uint16_t)first, (uint16_t)last);
         return true;
     case 'p': tn_flt_proto(&flt, atoll(line + 2)); return true;
@@ -105,7 +106,8 @@ static void take_world(char *line)
     case '4': if (tn_ip_parse(&self4, line + 2, strlen(line + 2))) return; break;
     case '6': if (tn_ip_parse(&self6, line + 2, strlen(line + 2))) return; break;
     case 'r':
-        if (route_count < 8 && tn_prefix_parse(&routes[route_count++], line + 2, strlen(line + 2))) return;
+        if (route_count == 8) break;
+        if (tn_prefix_parse(&routes[route_count++], line + 2, strlen(line + 2))) return;
         break;
     case 'P':
         if (sscanf(line, "P %u %u%n", &peer, &jailed, &at) != 2 || peer >= PEERS) break;
@@ -178,10 +180,11 @@ int main(void)
     }
     for (i = 0; i < sizeof classes / sizeof classes[0]; i++)
         printf("%9lu  %s\n", seen[(unsigned char)classes[i].letter], classes[i].what);
-    printf("%lu policies; let in by a rule or going out %lu, as answer %lu; refused: %lu no rule, %lu not local, "
-           "%lu shields, %lu unreadable\n",
-           policies, verdicts[TN_FLT_WHY_OK], verdicts[TN_FLT_WHY_FLOW], verdicts[TN_FLT_WHY_NO_RULE],
-           verdicts[TN_FLT_WHY_NOT_LOCAL], verdicts[TN_FLT_WHY_SHIELDS],
+    printf("%lu policies; let in by a rule or going out %lu, let in as answers %lu;\n"
+           "refused: no rule %lu, not local %lu, shields up or jailed %lu, unreadable %lu\n",
+           policies, verdicts[TN_FLT_WHY_OK], verdicts[TN_FLT_WHY_FLOW],
+           verdicts[TN_FLT_WHY_NO_RULE], verdicts[TN_FLT_WHY_NOT_LOCAL],
+           verdicts[TN_FLT_WHY_SHIELDS],
            verdicts[TN_FLT_WHY_UNKNOWN] + verdicts[TN_FLT_WHY_SHORT]);
     if (!ended || full != 0 || passed == 0) {
         printf("the stream broke off, or rules did not fit\n");

@@ -713,8 +713,8 @@ func (w *world) send(peer int, inbound bool, raw []byte) {
 	if malformed(b) && accept {
 		accept, why = false, 'm'
 	}
-	if len(b) == 0 {
-		accept, why = false, 'm' // nothing to send
+	if len(b) == 0 || q.IPProto == ipproto.TSMP && accept {
+		accept, why = false, 'm' // nothing to send; the reference stops TSMP elsewhere
 	}
 	if accept {
 		w.noteOut(peer, &q, b)
