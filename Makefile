@@ -9,6 +9,7 @@ CFLAGS  = -O2 -g
 WARN    = -Wall -Wextra -Wpedantic -Wconversion -Wshadow
 LDLIBS  = -lbearssl
 TIME    = 30
+SEED    = 1
 V       = 0
 Q_0     = @
 Q_1     =
@@ -18,8 +19,8 @@ HEADERS = tailnet.h tailnet_platform_posix.h
 
 .POSIX:
 .SUFFIXES:
-.PHONY: all check demo test tidy compile unit san arm size fuzz interop bench lint examples \
-	deps clean help
+.PHONY: all check demo test tidy compile unit san arm size fuzz filterdiff interop bench \
+	lint examples deps clean help
 
 all: check
 
@@ -29,7 +30,7 @@ help: ## this list
 demo: ## a control server, a relay and three nodes on this machine, in a minute
 	$(Q)$(T)/deps demo
 	$(Q)$(MAKE) -s CC=$(CC) V=$(V) build/selfhost build/tailnetd
-	$(Q)tests/demo
+	$(Q)sh examples/demo.sh
 
 test: ## everything, real peers included; ends with N passed, N failed
 	$(Q)$(T)/deps test
@@ -67,6 +68,10 @@ size: ## flash per room, RAM per struct, deepest stack; writes docs/sizes.md
 fuzz: ## every fuzz target for TIME=30 seconds from its corpus
 	$(Q)$(T)/deps fuzz
 	$(Q)$(T)/fuzz $(TIME)
+
+filterdiff: ## a million packets through our filter and the reference's; SEED=1
+	$(Q)$(T)/deps interop
+	$(Q)$(T)/filterdiff $(SEED)
 
 interop: ## with headscale, tailscaled and derper on this machine; ARGS="-k name"
 	$(Q)$(T)/deps interop

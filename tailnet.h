@@ -804,6 +804,13 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #  define TN_MAYBE_UNUSED
 #endif
 
+/* Small, called often, seldom busy: a copy at each call would only cost flash. */
+#if defined(__GNUC__) || defined(__clang__)
+#  define TN_NOINLINE __attribute__((noinline))
+#else
+#  define TN_NOINLINE
+#endif
+
 /* A condition that stops the build when it is false. */
 #if defined(__cplusplus)
 #  define TN_STATIC_ASSERT(name, x) static_assert(x, #name)
@@ -838,6 +845,16 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #    define TAILNET_BATCH 64
 #  else
 #    define TAILNET_BATCH 4
+#  endif
+#endif
+
+/* The server's half of HTTP and DERP, for the tests and examples/selfhost.c: 0 or 1.
+ * A device is nobody's server. */
+#ifndef TAILNET_SERVER
+#  if defined(__linux__) || defined(__APPLE__) || defined(_WIN32)
+#    define TAILNET_SERVER 1
+#  else
+#    define TAILNET_SERVER 0
 #  endif
 #endif
 
@@ -1402,11 +1419,12 @@ static int32_t tn_days_of(uint32_t year, uint32_t month, uint32_t day)
     return (int32_t)days - 719468;
 }
 
-static uint32_t tn_date_field(tn_rd *r, unsigned digits, char end, bool *ok)
+/* A number of so many digits, at most most, and the character behind it (0: none). */
+static uint32_t tn_date_field(tn_rd *r, unsigned digits, unsigned most, char end, bool *ok)
 {
     uint64_t       v = 0;
     const uint8_t *b = tn_rd_bytes(r, digits);
-    if (b == NULL || !tn_dec_parse((const char *)b, digits, 9999, &v)) *ok = false;
+    if (b == NULL || !tn_dec_parse((const char *)b, digits, most, &v)) *ok = false;
     if (end != 0 && tn_rd_u8(r) != (uint8_t)end) *ok = false;
     return (uint32_t)v;
 }
@@ -1415,20 +1433,23 @@ static uint32_t tn_date_field(tn_rd *r, unsigned digits, char end, bool *ok)
  * all else before 1970 gives 0, which means "none" everywhere here. */
 static bool tn_date_parse(uint64_t *unix_ms, const char *text, size_t len)
 {
+    /* year, month, day, hour, minute, second */
+    static const uint16_t most[6] = { 9999, 12, 31, 23, 59, 60 };
+    static const char     end[6]  = { '-', '-', 'T', ':', ':', 0 };
     tn_rd    r;
     bool     ok = true;
-    uint32_t year, month, day, hour, min, sec, ms = 0, scale = 100;
-    int64_t  t, zone = 0;
+    uint32_t part[6], ms = 0, scale = 100;
+    int32_t  zone = 0;
+    int64_t  t;
+    unsigned i;
     uint8_t  c;
 
     tn_rd_over(&r, text, len);
-    year  = tn_date_field(&r, 4, '-', &ok);
-    month = tn_date_field(&r, 2, '-', &ok);
-    day   = tn_date_field(&r, 2, 'T', &ok);
-    hour  = tn_date_field(&r, 2, ':', &ok);
-    min   = tn_date_field(&r, 2, ':', &ok);
-    sec   = tn_date_field(&r, 2, 0, &ok);
-    c     = tn_rd_u8(&r);
+    for (i = 0; i < 6; i++) {
+        part[i] = tn_date_field(&r, i == 0 ? 4 : 2, most[i], end[i], &ok);
+        if (i < 3 && part[i] == 0) ok = false;
+    }
+    c = tn_rd_u8(&r);
     if (c == '.') {
         while ((c = tn_rd_u8(&r)) >= '0' && c <= '9') {
             ms += (uint32_t)(c - '0') * scale;
@@ -1436,18 +1457,15 @@ static bool tn_date_parse(uint64_t *unix_ms, const char *text, size_t len)
         }
     }
     if (c == '+' || c == '-') {
-        zone = (int64_t)tn_date_field(&r, 2, ':', &ok) * 3600;
-        zone += (int64_t)tn_date_field(&r, 2, 0, &ok) * 60;
+        zone = (int32_t)tn_date_field(&r, 2, 99, ':', &ok) * 3600;
+        zone += (int32_t)tn_date_field(&r, 2, 99, 0, &ok) * 60;
         if (c == '-') zone = -zone;
     } else if (c != 'Z') {
         ok = false;
     }
     if (!ok || !tn_rd_ok(&r) || r.left != 0) return false;
-    if (year < 1 || month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || min > 59 ||
-        sec > 60)
-        return false;
-    t = (int64_t)tn_days_of(year, month, day) * 86400 + (int64_t)hour * 3600 + (int64_t)min * 60 +
-        (int64_t)sec - zone;
+    zone -= (int32_t)(part[3] * 3600 + part[4] * 60 + part[5]);
+    t = (int64_t)tn_days_of(part[0], part[1], part[2]) * 86400 - zone;
     *unix_ms = t <= 0 ? 0 : (uint64_t)t * 1000u + ms;
     return true;
 }
@@ -1501,7 +1519,7 @@ enum {
     TN_CR_KEY_LEN     = 32,
     TN_CR_TAG_LEN     = 16,
     TN_CR_BLOCK_LEN   = 64,                 /* of BLAKE2s, Salsa20 and ChaCha20   */
-    TN_CR_POLY_LIMBS  = 10                  /* of 13 bits                         */
+    TN_CR_POLY_LEN    = 17                  /* bytes of a number below 2^136      */
 };
 
 static uint32_t tn_cr_load32(const uint8_t *b)
@@ -1615,11 +1633,11 @@ static void tn_cr_blake2s_block(uint32_t h[8], const uint8_t block[64], uint64_t
     if (last) v[14] = ~v[14];
     for (round = 0; round < 10; round++) {
         const uint8_t *s = tn_cr_blake2s_sigma[round];
-        for (i = 0; i < 4; i++)
-            tn_cr_blake2s_mix(v, i, i + 4, i + 8, i + 12, m[s[i] >> 4], m[s[i] & 15]);
-        for (i = 0; i < 4; i++)
-            tn_cr_blake2s_mix(v, i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4,
-                              m[s[i + 4] >> 4], m[s[i + 4] & 15]);
+        for (i = 0; i < 8; i++) {           /* four columns, then four diagonals  */
+            unsigned k = i / 4;
+            tn_cr_blake2s_mix(v, i % 4, 4 + (i + k) % 4, 8 + (i + 2 * k) % 4,
+                              12 + (i + 3 * k) % 4, m[s[i] >> 4], m[s[i] & 15]);
+        }
     }
     for (i = 0; i < 8; i++) h[i] ^= v[i] ^ v[i + 8];
     tn_wipe(v, sizeof v);
@@ -1629,11 +1647,11 @@ static void tn_cr_blake2s_block(uint32_t h[8], const uint8_t block[64], uint64_t
 #endif
 
 typedef struct tn_cr_blake2s {
-    uint32_t h[8];
-    uint64_t count;                         /* bytes compressed                   */
-    uint8_t  block[64];                     /* never empty once there was a byte: */
-    uint8_t  block_len;                     /*   the last block is a special one  */
     uint8_t  out_len;
+    uint8_t  block_len;                     /* never 0 once there was a byte: the */
+    uint64_t count;                         /*   last block is a special one      */
+    uint32_t h[8];                          /* count: bytes compressed            */
+    uint8_t  block[64];
 } tn_cr_blake2s;
 
 static void tn_cr_blake2s_update(tn_cr_blake2s *b, const void *data, size_t len)
@@ -1897,15 +1915,12 @@ static void tn_cr_salsa20_rounds(uint32_t v[16], uint32_t s[16], const uint8_t k
         s[11 + i] = tn_cr_load32(key + 16 + 4 * i);
     }
     memcpy(v, s, 16 * sizeof v[0]);
-    for (i = 0; i < 10; i++) {
-        tn_cr_salsa20_quarter(v, 0, 4, 8, 12);
-        tn_cr_salsa20_quarter(v, 5, 9, 13, 1);
-        tn_cr_salsa20_quarter(v, 10, 14, 2, 6);
-        tn_cr_salsa20_quarter(v, 15, 3, 7, 11);
-        tn_cr_salsa20_quarter(v, 0, 1, 2, 3);
-        tn_cr_salsa20_quarter(v, 5, 6, 7, 4);
-        tn_cr_salsa20_quarter(v, 10, 11, 8, 9);
-        tn_cr_salsa20_quarter(v, 15, 12, 13, 14);
+    for (i = 0; i < 80; i++) {              /* four columns, four rows, ten times */
+        unsigned a = i % 4, step = i / 4 % 2 == 0 ? 4 : 1, row = step == 4 ? 16 : 4;
+        unsigned base = step == 4 ? 0 : 4 * a;
+        unsigned at   = 5 * a - base;       /* each begins on the main diagonal   */
+        tn_cr_salsa20_quarter(v, 5 * a, base + (at + step) % row, base + (at + 2 * step) % row,
+                              base + (at + 3 * step) % row);
     }
 }
 
@@ -1928,10 +1943,10 @@ static void tn_cr_hsalsa20(uint8_t out[32], const uint8_t key[32], const uint8_t
 /* The stream of one box: the first 32 bytes key its Poly1305, the text is
  * mixed with what follows. */
 typedef struct tn_cr_salsa20 {
+    unsigned used;                          /* bytes of the block                 */
     uint8_t  key[32];
     uint8_t  input[16];                     /* nonce, then the block's number     */
     uint8_t  block[TN_CR_BLOCK_LEN];
-    unsigned used;                          /* bytes of the block                 */
 } tn_cr_salsa20;
 
 static void tn_cr_salsa20_block(tn_cr_salsa20 *x)
@@ -1964,97 +1979,72 @@ static void tn_cr_salsa20_xor(tn_cr_salsa20 *x, uint8_t *dst, const uint8_t *src
     }
 }
 
-/* The 13 bits from bit 13 * i of a number of 17 bytes. */
-static uint32_t tn_cr_poly_limb(const uint8_t b[17], unsigned i)
+/* Carries through a number modulo 2^130 - 5 whose bytes have grown: what lies
+ * above bit 130 returns at the bottom five times. Thrice, and all are bytes. */
+static void tn_cr_poly_carry(uint32_t h[TN_CR_POLY_LEN])
 {
-    unsigned at = 13 * i / 8;
-    uint32_t v  = (uint32_t)b[at] | (uint32_t)b[at + 1] << 8 | (uint32_t)b[at + 2] << 16;
-    return v >> 13 * i % 8 & 0x1fffu;
+    uint32_t carry = 0;
+    unsigned i;
+    for (i = 0; i < TN_CR_POLY_LEN; i++) {
+        carry += h[i];
+        h[i] = carry & 0xffu;
+        carry >>= 8;
+    }
+    h[0] += 5 * (carry << 6 | h[16] >> 2);
+    h[16] &= 3;
 }
 
-/* h = (h + block) * r modulo 2^130 - 5. Limbs of 13 bits need no multiply that
- * is wider than 32 bits, so it takes the same time on the smallest core; boxes
- * are short and few. r holds 5r below r: a limb carried over the top returns
- * at the bottom five times. h[0] may have up to 22 bits in between. */
-static void tn_cr_poly_block(uint32_t h[TN_CR_POLY_LIMBS], const uint16_t r[2 * TN_CR_POLY_LIMBS],
-                             const uint8_t block[17])
+/* h = (h + block) * r. Bytes need no multiply that is wider than 32 bits, so it
+ * takes the same time on the smallest core; boxes are short and few. r holds
+ * 320r below r: a byte carried over 2^136 returns at the bottom 320 times. */
+static void tn_cr_poly_block(uint32_t h[TN_CR_POLY_LEN], const uint32_t r[2 * TN_CR_POLY_LEN],
+                             const uint8_t block[TN_CR_POLY_LEN])
 {
-    uint32_t sum[TN_CR_POLY_LIMBS];
-    uint32_t carry = 0;
+    uint32_t sum[TN_CR_POLY_LEN];
     unsigned i, j;
 
-    for (i = 0; i < TN_CR_POLY_LIMBS; i++) {
-        carry += h[i] + tn_cr_poly_limb(block, i);
-        sum[i] = carry & 0x1fffu;
-        carry >>= 13;
+    for (i = 0; i < TN_CR_POLY_LEN; i++) sum[i] = h[i] + block[i];
+    for (i = 0; i < TN_CR_POLY_LEN; i++) {
+        h[i] = 0;
+        for (j = 0; j < TN_CR_POLY_LEN; j++)    /* 17 * 765 * 81600 < 2^30         */
+            h[i] += sum[j] * r[TN_CR_POLY_LEN + i - j];
     }
-    sum[0] += 5 * carry;                    /* carry is 0 or 1 or 2               */
-    carry = 0;
-    for (i = 0; i < TN_CR_POLY_LIMBS; i++) {
-        for (j = 0; j < TN_CR_POLY_LIMBS; j++)  /* 10 * 8201 * 40955 < 2^32 - 2^19 */
-            carry += sum[j] * r[TN_CR_POLY_LIMBS + i - j];
-        h[i] = carry & 0x1fffu;
-        carry >>= 13;
-    }
-    h[0] += 5 * carry;
+    tn_cr_poly_carry(h);
+    tn_cr_poly_carry(h);
     tn_wipe(sum, sizeof sum);
 }
 
 /* The tag: h modulo 2^130 - 5, plus s, modulo 2^128. Wipes h. */
-static void tn_cr_poly_final(uint8_t tag[16], uint32_t h[TN_CR_POLY_LIMBS], const uint8_t s[16])
+static void tn_cr_poly_final(uint8_t tag[16], uint32_t h[TN_CR_POLY_LEN], const uint8_t s[16])
 {
-    uint32_t carry = 0, keep, bits = 0, have = 0;
-    uint32_t less[TN_CR_POLY_LIMBS];
-    unsigned i, at = 0;
+    uint32_t over = 5, carry;
+    unsigned i;
 
-    for (i = 0; i < 2 * TN_CR_POLY_LIMBS + 1; i++) {    /* twice round, and h[0]  */
-        unsigned limb = i % TN_CR_POLY_LIMBS;
-        h[limb] += limb == 0 ? 5 * carry : carry;
-        carry   = h[limb] >> 13;
-        h[limb] &= 0x1fffu;
-    }
-    h[1] += carry;
-    carry = 5;                              /* h + 5 - 2^130 is what we want if it */
-    for (i = 0; i < TN_CR_POLY_LIMBS; i++) {            /* is not below zero       */
-        carry += h[i];
-        less[i] = carry & 0x1fffu;
-        carry >>= 13;
-    }
-    keep  = carry - 1;                      /* all ones: h was small enough       */
-    carry = 0;
+    tn_cr_poly_carry(h);
+    for (i = 0; i < 16; i++) over = (over + h[i]) >> 8;
+    carry = 5 * ((over + h[16]) >> 2);      /* h + 5 reaches 2^130: once too much */
     for (i = 0; i < 16; i++) {
-        while (have < 8) {                  /* depends on i alone                 */
-            bits |= ((h[at] & keep) | (less[at] & ~keep)) << have;
-            have += 13;
-            at++;
-        }
-        carry += (bits & 0xffu) + s[i];
+        carry += h[i] + s[i];
         tag[i] = (uint8_t)(carry & 0xffu);
         carry >>= 8;
-        bits >>= 8;
-        have -= 8;
     }
-    tn_wipe(h, TN_CR_POLY_LIMBS * sizeof h[0]);
-    tn_wipe(less, sizeof less);
+    tn_wipe(h, TN_CR_POLY_LEN * sizeof h[0]);
 }
 
 /* Poly1305 (RFC 8439 section 2.5) over the bytes alone. key: r, then s. */
 static void tn_cr_poly1305(uint8_t tag[16], const uint8_t key[32], const uint8_t *data, size_t len)
 {
-    uint32_t h[TN_CR_POLY_LIMBS];
-    uint16_t r[2 * TN_CR_POLY_LIMBS];
-    uint8_t  block[17];
+    uint32_t h[TN_CR_POLY_LEN], r[2 * TN_CR_POLY_LEN];
+    uint8_t  block[TN_CR_POLY_LEN];
     unsigned i;
 
-    memcpy(block, key, 16);
-    for (i = 3; i < 16; i += 4) block[i] = (uint8_t)(block[i] & 15u);
-    for (i = 4; i < 16; i += 4) block[i] = (uint8_t)(block[i] & 252u);
-    block[16] = 0;
-    for (i = 0; i < TN_CR_POLY_LIMBS; i++) {
-        r[TN_CR_POLY_LIMBS + i] = (uint16_t)tn_cr_poly_limb(block, i);
-        r[i] = (uint16_t)(5u * r[TN_CR_POLY_LIMBS + i]);
-    }
     memset(h, 0, sizeof h);
+    memset(r, 0, sizeof r);
+    for (i = 0; i < 16; i++) {
+        unsigned keep = i % 4 == 3 ? 15u : i != 0 && i % 4 == 0 ? 252u : 255u;
+        r[TN_CR_POLY_LEN + i] = key[i] & keep;
+        r[i]                  = 320 * r[TN_CR_POLY_LEN + i];
+    }
     while (len != 0) {
         size_t n = len < 16 ? len : 16;
         memset(block, 0, sizeof block);
@@ -2181,12 +2171,12 @@ static TN_MAYBE_UNUSED void tn_cr_sha256(uint8_t out[32], const void *data, size
 #endif
 
 typedef struct tn_rim {
-    tailnet_io io;
-    uint64_t   now_ms;                      /* the time of this call              */
-    uint64_t   learnt_unix_ms;              /* the present is not before this     */
-    uint32_t   refused;                     /* calls made from inside a callback  */
     bool       inside;
     bool       random_failed;
+    uint32_t   refused;                     /* calls made from inside a callback  */
+    uint64_t   now_ms;                      /* the time of this call              */
+    uint64_t   learnt_unix_ms;              /* the present is not before this     */
+    tailnet_io io;
 } tn_rim;
 
 /* Keeps the callbacks. False when one is missing that no node can do without;
@@ -3598,7 +3588,7 @@ static void tn_h1_begin_request(tn_h1 *h, char *handshake)
     tn_h1_begin_response(h);
     h->is_request = true;
     h->handshake  = handshake;
-    if (handshake != NULL) handshake[0] = '\0';
+    if (TAILNET_SERVER != 0 && handshake != NULL) handshake[0] = '\0';
 }
 
 /* One character of the word being read, in lower case; too long is remembered. */
@@ -3666,6 +3656,7 @@ static bool tn_h1_start_end(tn_h1 *h)
 {
     if (!h->is_request) return h->at >= 12 && h->status >= 100;
     if (h->gap != 2 || h->at != 8) return false;
+    if (TAILNET_SERVER == 0) return true;
     if (tn_is(h->token, h->token_len, "GET"))          h->method = TN_H1_GET;
     else if (tn_is(h->token, h->token_len, "HEAD"))    h->method = TN_H1_HEAD;
     else if (tn_is(h->token, h->token_len, "POST"))    h->method = TN_H1_POST;
@@ -3705,39 +3696,36 @@ static bool tn_h1_name(tn_h1 *h, uint8_t c)
     return true;
 }
 
-/* One word of a list, or a value that is one word. */
+/* One word of a list, or a value that is one word. False: it frames the body, and not
+ * in a way that we can follow. */
 static bool tn_h1_word_end(tn_h1 *h)
 {
-    uint64_t v     = 0;
-    bool     whole = h->gap < 2 && h->token_len < TN_H1_TOKEN;
-    switch (h->field) {
-    case TN_H1_CONNECTION:
-        if (tn_h1_token_is(h, "upgrade")) h->flags |= TN_H1_UPGRADE;
-        if (tn_h1_token_is(h, "close"))   h->flags |= TN_H1_CLOSE;
-        break;
-    case TN_H1_UPGRADE_TO:
-        if (tn_h1_token_is(h, "tailscale-control-protocol")) h->flags |= TN_H1_TO_CONTROL;
-        if (tn_h1_token_is(h, "derp"))                       h->flags |= TN_H1_TO_DERP;
-        if (tn_h1_token_is(h, "websocket"))                  h->flags |= TN_H1_TO_WEBSOCKET;
-        break;
-    case TN_H1_CONTENT_LENGTH:
-        if (!whole || !tn_dec_parse(h->token, h->token_len, UINT32_MAX, &v)) return false;
+    static const struct {
+        uint16_t    field, flag;
+        const char *word;
+    } known[7] = {
+        { TN_H1_CONNECTION,        TN_H1_UPGRADE,      "upgrade" },
+        { TN_H1_CONNECTION,        TN_H1_CLOSE,        "close" },
+        { TN_H1_UPGRADE_TO,        TN_H1_TO_CONTROL,   "tailscale-control-protocol" },
+        { TN_H1_UPGRADE_TO,        TN_H1_TO_DERP,      "derp" },
+        { TN_H1_UPGRADE_TO,        TN_H1_TO_WEBSOCKET, "websocket" },
+        { TN_H1_TRANSFER_ENCODING, TN_H1_CHUNKED,      "chunked" },
+        { TN_H1_DERP_FAST_START,   TN_H1_FAST_START,   "1" }
+    };
+    uint64_t v   = 0;
+    unsigned old = h->flags, i;
+    bool     number;
+    for (i = 0; i < 7; i++)
+        if (known[i].field == h->field && tn_h1_token_is(h, known[i].word))
+            h->flags |= known[i].flag;
+    number = h->gap < 2 && h->token_len < TN_H1_TOKEN &&
+             tn_dec_parse(h->token, h->token_len, UINT32_MAX, &v);
+    if (h->field == TN_H1_CONTENT_LENGTH) {
+        if (!number) return false;
         h->left = (uint32_t)v;
-        break;
-    case TN_H1_TRANSFER_ENCODING:           /* any other coding we could not undo anyway  */
-        if (!tn_h1_token_is(h, "chunked") || (h->flags & TN_H1_CHUNKED) != 0) return false;
-        h->flags |= TN_H1_CHUNKED;
-        break;
-    case TN_H1_RETRY_AFTER:
-        if (whole && tn_dec_parse(h->token, h->token_len, UINT32_MAX, &v))
-            h->retry_after_s = (uint32_t)v;
-        break;
-    case TN_H1_DERP_FAST_START:
-        if (tn_h1_token_is(h, "1")) h->flags |= TN_H1_FAST_START;
-        break;
-    case TN_H1_NO_FIELD: case TN_H1_HOST: case TN_H1_LOCATION: case TN_H1_X_HANDSHAKE:
-    case TN_H1_FIELDS: break;
     }
+    if (h->field == TN_H1_TRANSFER_ENCODING && h->flags == old) return false;
+    if (h->field == TN_H1_RETRY_AFTER && number) h->retry_after_s = (uint32_t)v;
     h->token_len = 0;
     h->gap       = 0;
     return true;
@@ -3749,7 +3737,7 @@ static bool tn_h1_value(tn_h1 *h, uint8_t c)
     if ((c < 0x20u && !space) || c == 0x7fu) return false;
     if (h->field == TN_H1_LOCATION) {
         if (!space || h->text_len != 0) tn_h1_text_add(h, c);
-    } else if (h->field == TN_H1_X_HANDSHAKE) {
+    } else if (TAILNET_SERVER != 0 && h->field == TN_H1_X_HANDSHAKE) {
         if (space) return true;
         if (h->handshake_len == TN_H1_HANDSHAKE) h->flags |= TN_H1_HANDSHAKE_CUT;
         else if (h->handshake != NULL)           h->handshake[h->handshake_len++] = (char)c;
@@ -3789,7 +3777,7 @@ static bool tn_h1_head_end(tn_h1 *h)
         return true;
     }
     h->text[h->text_len] = '\0';
-    if (h->handshake != NULL) h->handshake[h->handshake_len] = '\0';
+    if (TAILNET_SERVER != 0 && h->handshake != NULL) h->handshake[h->handshake_len] = '\0';
     if (!h->is_request && (h->status < 200 || h->status == 204 || h->status == 304))
         tn_h1_enter(h, TN_H1_AT_END);
     else if (coded)
@@ -3971,14 +3959,14 @@ typedef struct tn_hp {
     uint8_t      digits;
     uint8_t      shift;
     uint8_t      bit_count;
-    uint8_t      name_at;
-    uint8_t      name_may;                  /* bits of tn_hp_names that it may still be   */
+    uint8_t      name_len;                  /* as far as it is kept                       */
     uint16_t     bits;
     uint16_t     status;                    /* 0: none                                    */
     uint32_t     number;                    /* the integer; bytes left of the string      */
     uint32_t     value;
     uint32_t     retry_after_s;             /* 0: none, or a date                         */
     uint32_t     length;                    /* TN_H2_UNKNOWN: none                        */
+    char         name[15];                  /* as sent; longer than any that we know      */
 } tn_hp;
 
 #define TN_H2_UNKNOWN UINT32_MAX
@@ -4014,31 +4002,28 @@ static const struct tn_hp_known {
     { TN_HP_LENGTH,      1, 10, "\x21\xea\x49\x6a\x4a\xd4\x16\xa9\x93\x3f" }
 };
 
+/* ':' begins a pseudo-header, in Huffman code 1011100; capitals are forbidden. */
 static void tn_hp_name(tn_hp *p, uint8_t c)
 {
-    unsigned i;
-    for (i = 0; i < 6; i++) {
-        const struct tn_hp_known *n = &tn_hp_names[i];
-        if (p->name_at >= n->len || (uint8_t)n->bytes[p->name_at] != c)
-            p->name_may = (uint8_t)(p->name_may & ~(1u << i));
-    }
-    /* ':' begins a pseudo-header, in Huffman code 1011100; capitals are forbidden. */
-    if (p->name_at == 0 && (p->huffman ? c >> 1 == 0x5c : c == ':')) {
-        if (p->name_may == 0 || p->regular) p->malformed = true;
-    } else if (p->name_at == 0) {
-        p->regular = true;
+    if (p->name_len == 0) {
+        bool pseudo = p->huffman ? c >> 1 == 0x5c : c == ':';
+        if (pseudo && p->regular) p->malformed = true;
+        if (!pseudo) p->regular = true;
     }
     if (!p->huffman && c >= 'A' && c <= 'Z') p->malformed = true;
-    if (p->name_at < 15) p->name_at++;
+    if (p->name_len < sizeof p->name) p->name[p->name_len++] = (char)c;
 }
 
 static void tn_hp_name_end(tn_hp *p)
 {
     unsigned i;
     p->header = TN_HP_OTHER;
-    for (i = 0; i < 6; i++)
-        if (((unsigned)p->name_may >> i & 1u) != 0 && p->name_at == tn_hp_names[i].len)
-            p->header = (tn_hp_header)tn_hp_names[i].header;
+    for (i = 0; i < 6; i++) {
+        const struct tn_hp_known *n = &tn_hp_names[i];
+        if ((n->huffman != 0) == p->huffman && n->len == p->name_len &&
+            memcmp(n->bytes, p->name, n->len) == 0)
+            p->header = (tn_hp_header)n->header;
+    }
     if (p->header == TN_HP_OTHER && !p->regular) p->malformed = true;
     p->kind  = TN_HP_VALUE_LEN;
     p->state = TN_HP_LEN;
@@ -4139,8 +4124,7 @@ static bool tn_hp_number(tn_hp *p)
         p->state = TN_HP_LEN;
         return true;
     case TN_HP_NAME_LEN:
-        p->name_at  = 0;
-        p->name_may = p->huffman ? 0x38u : 0x07u;
+        p->name_len = 0;
         p->state    = TN_HP_NAME;
         if (p->number == 0) tn_hp_name_end(p);
         break;
@@ -4377,6 +4361,9 @@ static const char tn_h2_preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /* Our own PING: sent at most one at a time, so it needs no number. */
 static const uint8_t tn_h2_probe[8] = { 't', 'a', 'i', 'l', 'n', 'e', 't', '?' };
 
+/* A device is never the server: this is false there, and half of the code goes. */
+static bool tn_h2_serves(const tn_h2 *h) { return TAILNET_SERVER != 0 && h->role == TN_H2_SERVER; }
+
 /* The only writer of state; FAILED is final. */
 static void tn_h2_enter(tn_h2 *h, tn_h2_state next)
 {
@@ -4388,6 +4375,7 @@ static void tn_h2_enter(tn_h2 *h, tn_h2_state next)
 /* A fresh connection. Our first flight is due: tn_h2_flush writes it. */
 static void tn_h2_begin(tn_h2 *h, tn_h2_role role)
 {
+    TAILNET_ASSERT(role == TN_H2_CLIENT || TAILNET_SERVER != 0);
     memset(h, 0, sizeof *h);
     h->role         = role;
     h->due          = TN_H2_DUE_FIRST;
@@ -4396,7 +4384,7 @@ static void tn_h2_begin(tn_h2 *h, tn_h2_role role)
     h->peer_window  = 65535l;
     h->send_window  = 65535l;
     h->recv_window  = TN_H2_WINDOW;
-    tn_h2_enter(h, role == TN_H2_SERVER ? TN_H2_AT_PREFACE : TN_H2_AT_HEAD);
+    tn_h2_enter(h, tn_h2_serves(h) ? TN_H2_AT_PREFACE : TN_H2_AT_HEAD);
 }
 
 /* ---- HTTP/2: streams ---- */
@@ -4440,7 +4428,7 @@ static void tn_h2_said_all(tn_h2 *h, tn_h2_stream *s, unsigned who)
 {
     s->marks = (uint8_t)(s->marks | who);
     if ((s->marks & TN_H2_SENT_ALL) == 0 || (s->marks & TN_H2_GOT_ALL) == 0) return;
-    if (h->resets != 0) h->resets--;
+    if (tn_h2_serves(h) && h->resets != 0) h->resets--;
     if ((s->marks & TN_H2_RESET_DUE) == 0) tn_h2_drop(s);
 }
 
@@ -4533,14 +4521,14 @@ static void tn_h2_wr_setting(tn_wr *w, unsigned number, uint32_t value)
 static bool tn_h2_put_first(tn_h2 *h, tn_wr *w)
 {
     if (!tn_h2_fits(w, 24 + TN_H2_FRAME_HEAD + 18 + TN_H2_FRAME_HEAD + 4)) return false;
-    if (h->role == TN_H2_CLIENT) tn_wr_text(w, tn_h2_preface);
+    if (!tn_h2_serves(h)) tn_wr_text(w, tn_h2_preface);
     tn_h2_wr_head(w, 18, TN_H2_T_SETTINGS, 0, 0);
-    if (h->role == TN_H2_CLIENT) {
-        tn_h2_wr_setting(w, 1, 0);          /* HEADER_TABLE_SIZE: see tn_hp               */
-        tn_h2_wr_setting(w, 2, 0);          /* ENABLE_PUSH                                */
-    } else {
+    if (tn_h2_serves(h)) {
         tn_h2_wr_setting(w, 3, TN_H2_STREAMS);
         tn_h2_wr_setting(w, 6, TN_HP_BLOCK_MAX);
+    } else {
+        tn_h2_wr_setting(w, 1, 0);          /* HEADER_TABLE_SIZE: see tn_hp               */
+        tn_h2_wr_setting(w, 2, 0);          /* ENABLE_PUSH                                */
     }
     tn_h2_wr_setting(w, 4, (uint32_t)TN_H2_WINDOW);
     return tn_h2_put_u32(w, TN_H2_T_WINDOW_UPDATE, 0, TN_H2_RAISE);
@@ -4567,20 +4555,22 @@ static bool tn_h2_put_stream(tn_wr *w, tn_h2_stream *s)
     return (s->marks & TN_H2_GOT_ALL) != 0 || tn_h2_put_credit(w, s->id, &s->recv_window);
 }
 
+/* A PING, ours or the answer to theirs, if that is due. */
+static bool tn_h2_put_ping(tn_h2 *h, tn_wr *w, unsigned due, unsigned flags, const uint8_t bytes[8])
+{
+    if ((h->due & due) == 0) return true;
+    if (!tn_h2_put(w, TN_H2_T_PING, flags, 0, bytes, 8)) return false;
+    h->due = (uint8_t)(h->due & ~due);
+    return true;
+}
+
 /* PINGs and SETTINGS answered, our own PING asked. */
 static bool tn_h2_put_answers(tn_h2 *h, tn_wr *w)
 {
     for (; h->acks != 0; h->acks--)
         if (!tn_h2_put(w, TN_H2_T_SETTINGS, TN_H2_F_ACK, 0, NULL, 0)) return false;
-    if ((h->due & TN_H2_DUE_PONG) != 0) {
-        if (!tn_h2_put(w, TN_H2_T_PING, TN_H2_F_ACK, 0, h->ping, 8)) return false;
-        h->due = (uint8_t)(h->due & ~(unsigned)TN_H2_DUE_PONG);
-    }
-    if ((h->due & TN_H2_DUE_PING) != 0) {
-        if (!tn_h2_put(w, TN_H2_T_PING, 0, 0, tn_h2_probe, 8)) return false;
-        h->due = (uint8_t)(h->due & ~(unsigned)TN_H2_DUE_PING);
-    }
-    return true;
+    return tn_h2_put_ping(h, w, TN_H2_DUE_PONG, TN_H2_F_ACK, h->ping) &&
+           tn_h2_put_ping(h, w, TN_H2_DUE_PING, 0, tn_h2_probe);
 }
 
 /* The last frame. A client has processed no stream of the peer. */
@@ -4588,7 +4578,7 @@ static bool tn_h2_put_goaway(tn_h2 *h, tn_wr *w)
 {
     uint8_t b[8];
     if ((h->due & TN_H2_DUE_GOAWAY) == 0) return true;
-    tn_put_u32be(b, h->role == TN_H2_SERVER ? h->last_id : 0);
+    tn_put_u32be(b, tn_h2_serves(h) ? h->last_id : 0);
     tn_put_u32be(b + 4, h->code);
     if (!tn_h2_put(w, TN_H2_T_GOAWAY, 0, 0, b, 8)) return false;
     h->due = (uint8_t)(h->due & ~(unsigned)TN_H2_DUE_GOAWAY);
@@ -4608,7 +4598,7 @@ static bool tn_h2_flush(tn_h2 *h, tn_wr *w)
     if (!tn_h2_put_answers(h, w) || !tn_h2_put_credit(w, 0, &h->recv_window)) return false;
     for (i = 0; i < TN_H2_STREAMS; i++)
         if (!tn_h2_put_stream(w, &h->streams[i])) return false;
-    if (h->refused != 0) {
+    if (tn_h2_serves(h) && h->refused != 0) {
         if (!tn_h2_put_u32(w, TN_H2_T_RST_STREAM, h->refused, TN_H2_REFUSED_STREAM)) return false;
         h->refused = 0;
     }
@@ -4776,6 +4766,14 @@ static TN_MAYBE_UNUSED bool tn_h2_answer(tn_h2 *h, tn_wr *w, uint32_t stream, un
 
 /* ---- HTTP/2: what is read ---- */
 
+/* Moves a window; it may fall below 0 but not above 2^31 - 1 (section 6.9.1). */
+static bool tn_h2_widen(int32_t *window, int32_t by)
+{
+    if (by > 0 && (uint32_t)by > (uint32_t)INT32_MAX - (uint32_t)*window) return false;
+    *window += by;
+    return true;
+}
+
 /* One setting (section 6.5.2). Unknown ones mean nothing. */
 static void tn_h2_setting(tn_h2 *h, unsigned number, uint32_t v, tn_h2_event *ev)
 {
@@ -4783,7 +4781,7 @@ static void tn_h2_setting(tn_h2 *h, unsigned number, uint32_t v, tn_h2_event *ev
     if (number == 1) {
         if (v < 4096) h->marks = (uint8_t)(h->marks | TN_H2_SMALL_HPACK);
     } else if (number == 2) {
-        if (v > (h->role == TN_H2_SERVER ? 1u : 0u)) tn_h2_fail(h, TN_H2_PROTOCOL_ERROR, ev);
+        if (v > (tn_h2_serves(h) ? 1u : 0u)) tn_h2_fail(h, TN_H2_PROTOCOL_ERROR, ev);
     } else if (number == 3) {
         h->peer_streams = v > 255 ? (uint8_t)255 : (uint8_t)v;
     } else if (number == 4) {
@@ -4792,11 +4790,9 @@ static void tn_h2_setting(tn_h2 *h, unsigned number, uint32_t v, tn_h2_event *ev
             return;
         }
         for (i = 0; i < TN_H2_STREAMS; i++) {           /* open streams follow: 6.9.2     */
-            tn_h2_stream *s   = &h->streams[i];
-            int64_t       now = (int64_t)s->send_window + (int64_t)v - h->peer_window;
-            if (s->id == 0) continue;
-            if (now > INT32_MAX) tn_h2_fail(h, TN_H2_FLOW_CONTROL_ERROR, ev);
-            else s->send_window = (int32_t)now;
+            tn_h2_stream *s = &h->streams[i];
+            if (s->id != 0 && !tn_h2_widen(&s->send_window, (int32_t)v - h->peer_window))
+                tn_h2_fail(h, TN_H2_FLOW_CONTROL_ERROR, ev);
         }
         h->peer_window = (int32_t)v;
     } else if (number == 5) {
@@ -4810,14 +4806,10 @@ static void tn_h2_credit(tn_h2 *h, uint32_t v, tn_h2_event *ev)
 {
     tn_h2_stream *s      = tn_h2_alive(h, h->stream);
     int32_t      *window = h->stream == 0 ? &h->send_window : s == NULL ? NULL : &s->send_window;
-    unsigned      code;
+    unsigned      code   = TN_H2_FLOW_CONTROL_ERROR;
     v &= TN_H2_ID_MAX;
-    if (window == NULL && v != 0) return;
-    if (v != 0 && (int64_t)*window + (int64_t)v <= INT32_MAX) {
-        *window += (int32_t)v;
-        return;
-    }
-    code = v == 0 ? TN_H2_PROTOCOL_ERROR : TN_H2_FLOW_CONTROL_ERROR;
+    if (v == 0) code = TN_H2_PROTOCOL_ERROR;
+    else if (window == NULL || tn_h2_widen(window, (int32_t)v)) return;
     if (s == NULL) tn_h2_fail(h, code, ev);
     else           tn_h2_break(h, s, code, ev);
 }
@@ -4830,7 +4822,7 @@ static void tn_h2_reset(tn_h2 *h, uint32_t code, tn_h2_event *ev)
     if (s == NULL) return;
     known = (s->marks & TN_H2_RESET_DUE) != 0;
     tn_h2_drop(s);
-    if (h->role == TN_H2_SERVER && ++h->resets > TN_H2_RESETS_MAX) {
+    if (tn_h2_serves(h) && ++h->resets > TN_H2_RESETS_MAX) {
         tn_h2_fail(h, TN_H2_ENHANCE_YOUR_CALM, ev);
         return;
     }
@@ -4848,7 +4840,7 @@ static void tn_h2_goaway(tn_h2 *h, uint32_t last, uint32_t code, tn_h2_event *ev
     ev->kind = TN_H2_GOAWAY;
     ev->last = last & TN_H2_ID_MAX;
     ev->code = code;
-    for (i = 0; i < TN_H2_STREAMS && h->role == TN_H2_CLIENT; i++)
+    for (i = 0; i < TN_H2_STREAMS && !tn_h2_serves(h); i++)
         if (h->streams[i].id > ev->last) tn_h2_drop(&h->streams[i]);
 }
 
@@ -4891,30 +4883,25 @@ static void tn_h2_start_body(tn_h2 *h, tn_h2_event *ev)
 /* A payload of fixed form is complete, or what stands before data or a header block. */
 static void tn_h2_fixed(tn_h2 *h, tn_h2_event *ev)
 {
-    tn_rd    r;
-    uint32_t a;
-    tn_rd_over(&r, h->part, h->need);
+    uint32_t a = tn_get_u32be(h->part), b = tn_get_u32be(h->part + 4);
     if (h->type == TN_H2_T_DATA || h->type == TN_H2_T_HEADERS) {
-        h->pad = (h->flags & TN_H2_F_PADDED) != 0 ? tn_rd_u8(&r) : (uint8_t)0;
+        h->pad = (h->flags & TN_H2_F_PADDED) != 0 ? h->part[0] : (uint8_t)0;
         if (h->pad > h->left)               tn_h2_fail(h, TN_H2_PROTOCOL_ERROR, ev);
         else if (h->type == TN_H2_T_DATA)   tn_h2_start_body(h, ev);
         else                                tn_h2_enter(h, TN_H2_AT_BLOCK);
         return;
     }
     if (h->type == TN_H2_T_SETTINGS) {
-        unsigned number = tn_rd_u16be(&r);
-        tn_h2_setting(h, number, tn_rd_u32be(&r), ev);
-        if (h->left != 0 && h->state != TN_H2_FAILED_FOR_GOOD) tn_h2_enter_fixed(h, 6);
-        else tn_h2_enter_skip(h);
-        return;
+        tn_h2_setting(h, (unsigned)(a >> 16), a << 16 | b >> 16, ev);
+        if (h->state == TN_H2_FAILED_FOR_GOOD) return;
+        if (h->left != 0) {
+            tn_h2_enter_fixed(h, 6);
+            return;
+        }
     }
     tn_h2_enter_skip(h);
-    if (h->type == TN_H2_T_PING) {
-        tn_h2_pinged(h, ev);
-        return;
-    }
-    a = tn_rd_u32be(&r);
-    if (h->type == TN_H2_T_GOAWAY)             tn_h2_goaway(h, a, tn_rd_u32be(&r), ev);
+    if (h->type == TN_H2_T_PING)               tn_h2_pinged(h, ev);
+    else if (h->type == TN_H2_T_GOAWAY)        tn_h2_goaway(h, a, b, ev);
     else if (h->type == TN_H2_T_RST_STREAM)    tn_h2_reset(h, a, ev);
     else if (h->type == TN_H2_T_WINDOW_UPDATE) tn_h2_credit(h, a, ev);
 }
@@ -4944,7 +4931,7 @@ static void tn_h2_start_data(tn_h2 *h, tn_h2_event *ev)
 static void tn_h2_start_block(tn_h2 *h, tn_h2_event *ev)
 {
     tn_h2_stream *s      = tn_h2_alive(h, h->stream);
-    bool          opens  = h->role == TN_H2_SERVER && h->stream % 2 == 1 && h->stream > h->last_id;
+    bool          opens  = tn_h2_serves(h) && h->stream % 2 == 1 && h->stream > h->last_id;
     unsigned      before = (h->flags & TN_H2_F_PADDED) != 0 ? 1 : 0;
     if (tn_h2_is_idle(h, h->stream) && !opens) {
         tn_h2_fail(h, TN_H2_PROTOCOL_ERROR, ev);
@@ -4968,22 +4955,20 @@ static void tn_h2_start_block(tn_h2 *h, tn_h2_event *ev)
 /* May this frame come now, on this stream, with this length? Returns an error code. */
 static unsigned tn_h2_refuses(const tn_h2 *h)
 {
-    /* length: 0 any, else the only one. stream: 1 needed, 2 forbidden, 4 may not be idle. */
+    /* length: 0 any, else the only one. stream: where it is refused, the sum of 1 stream 0,
+     * 2 any other stream, 4 an idle one. */
     static const uint8_t length[TN_H2_TYPES] = { 0, 0, 5, 4, 0, 0, 8, 0, 4, 0 };
-    static const uint8_t stream[TN_H2_TYPES] = { 5, 1, 1, 5, 2, 0, 2, 2, 0, 1 };
-    bool     ack = (h->flags & TN_H2_F_ACK) != 0;
-    unsigned kind;
+    static const uint8_t stream[TN_H2_TYPES] = { 5, 1, 1, 5, 2, 3, 2, 2, 4, 1 };
+    bool     ack   = (h->flags & TN_H2_F_ACK) != 0;
+    unsigned where = 1;
     if (h->left > TN_H2_FRAME_MAX) return TN_H2_FRAME_SIZE_ERROR;
-    if ((h->marks & TN_H2_GREETED) == 0 && (h->type != TN_H2_T_SETTINGS || ack))
+    if (((h->marks & TN_H2_GREETED) == 0 && (h->type != TN_H2_T_SETTINGS || ack)) ||
+        (h->block != 0) != (h->type == TN_H2_T_CONTINUATION) ||
+        (h->block != 0 && h->block != h->stream))
         return TN_H2_PROTOCOL_ERROR;
-    if ((h->block != 0) != (h->type == TN_H2_T_CONTINUATION)) return TN_H2_PROTOCOL_ERROR;
-    if (h->block != 0 && h->block != h->stream) return TN_H2_PROTOCOL_ERROR;
     if (h->type >= TN_H2_TYPES) return TN_H2_NO_ERROR;
-    kind = stream[h->type];
-    if (h->type == TN_H2_T_PUSH_PROMISE || ((kind & 1u) != 0 && h->stream == 0) ||
-        ((kind & 2u) != 0 && h->stream != 0) || ((kind & 4u) != 0 && tn_h2_is_idle(h, h->stream)) ||
-        (h->type == TN_H2_T_WINDOW_UPDATE && h->stream != 0 && tn_h2_is_idle(h, h->stream)))
-        return TN_H2_PROTOCOL_ERROR;
+    if (h->stream != 0) where = tn_h2_is_idle(h, h->stream) ? 6 : 2;
+    if ((stream[h->type] & where) != 0) return TN_H2_PROTOCOL_ERROR;
     if ((length[h->type] != 0 && h->left != length[h->type]) ||
         (h->type == TN_H2_T_GOAWAY && h->left < 8) ||
         (h->type == TN_H2_T_SETTINGS && (ack ? h->left != 0 : h->left % 6 != 0)))
@@ -5127,7 +5112,7 @@ static void tn_h2_block(tn_h2 *h, tn_rd *in, tn_h2_event *ev)
         at = tn_rd_bytes(in, (size_t)n);
         h->left -= n;
         h->block_len = (uint16_t)(h->block_len + n);
-        if (h->role == TN_H2_CLIENT) {
+        if (!tn_h2_serves(h)) {
             if (!tn_hp_feed(&h->hp, at, (size_t)n)) tn_h2_fail(h, TN_H2_COMPRESSION_ERROR, ev);
             return;
         }
@@ -5140,8 +5125,8 @@ static void tn_h2_block(tn_h2 *h, tn_rd *in, tn_h2_event *ev)
     tn_h2_enter_skip(h);
     if ((h->flags & TN_H2_F_END_HEADERS) == 0) return;
     h->block = 0;
-    if (h->role == TN_H2_CLIENT) tn_h2_response(h, ev);
-    else                         tn_h2_requested(h, ev);
+    if (tn_h2_serves(h)) tn_h2_requested(h, ev);
+    else                 tn_h2_response(h, ev);
 }
 
 /* Copies into part until it has need bytes; true when it has. */
@@ -5170,7 +5155,7 @@ static bool tn_h2_step(tn_h2 *h, tn_rd *in, tn_h2_event *ev)
     bool   whole;
     switch (h->state) {
     case TN_H2_AT_PREFACE:
-        if (in->left == 0) return false;
+        if (TAILNET_SERVER == 0 || in->left == 0) return false;
         tn_h2_greet(h, in, ev);
         return true;
     case TN_H2_AT_HEAD:
@@ -5249,11 +5234,11 @@ typedef enum tn_nz_state { TN_NZ_IDLE, TN_NZ_WAITING, TN_NZ_OPEN, TN_NZ_DEAD } t
 
 typedef struct tn_nz {
     tn_nz_state state;
+    uint64_t    tx_count, rx_count;
     uint8_t     h[32];                      /* hash of all that was said          */
     uint8_t     ck[32];                     /* these two while WAITING only       */
     uint8_t     eph_priv[32];
     uint8_t     tx_key[32], rx_key[32];     /* these while OPEN only              */
-    uint64_t    tx_count, rx_count;
 } tn_nz;
 
 /* From row to column: may that happen? */
@@ -5684,7 +5669,8 @@ enum {
     TN_DERP_T_PING        = 0x12,
     TN_DERP_T_PONG        = 0x13,
     TN_DERP_T_HEALTH      = 0x14,
-    TN_DERP_T_RESTARTING  = 0x15
+    TN_DERP_T_RESTARTING  = 0x15,
+    TN_DERP_TYPES         = 0x16
 };
 
 static const uint8_t tn_derp_magic[8] = { 0x44, 0x45, 0x52, 0x50, 0xf0, 0x9f, 0x94, 0x91 };
@@ -5758,24 +5744,28 @@ static tn_derp_kind tn_derp_refuse(tn_derp *d)
     return TN_DERP_BROKEN;
 }
 
-/* The kinds that only one side understands. */
+/* A device is never the server: this is false there. */
+static bool tn_derp_serves(const tn_derp *d) { return TAILNET_SERVER != 0 && d->server; }
+
+/* What a type is to whom it comes; each side has its own. The first frame of a
+ * connection comes once. */
 static tn_derp_kind tn_derp_kind_of(const tn_derp *d)
 {
-    switch (d->type) {
-    case TN_DERP_T_SERVER_KEY:  return d->server || d->begun ? TN_DERP_OTHER : TN_DERP_SERVER_KEY;
-    case TN_DERP_T_CLIENT_INFO: return !d->server || d->begun ? TN_DERP_OTHER : TN_DERP_CLIENT_INFO;
-    case TN_DERP_T_SERVER_INFO: return d->server ? TN_DERP_OTHER : TN_DERP_SERVER_INFO;
-    case TN_DERP_T_SEND:        return d->server ? TN_DERP_PACKET : TN_DERP_OTHER;
-    case TN_DERP_T_RECV:        return d->server ? TN_DERP_OTHER : TN_DERP_PACKET;
-    case TN_DERP_T_KEEPALIVE:   return d->server ? TN_DERP_OTHER : TN_DERP_KEEPALIVE;
-    case TN_DERP_T_PREFERRED:   return d->server ? TN_DERP_PREFERRED : TN_DERP_OTHER;
-    case TN_DERP_T_PEER_GONE:   return d->server ? TN_DERP_OTHER : TN_DERP_PEER_GONE;
-    case TN_DERP_T_PING:        return TN_DERP_PING;
-    case TN_DERP_T_PONG:        return TN_DERP_PONG;
-    case TN_DERP_T_HEALTH:      return d->server ? TN_DERP_OTHER : TN_DERP_HEALTH;
-    case TN_DERP_T_RESTARTING:  return d->server ? TN_DERP_OTHER : TN_DERP_RESTARTING;
-    default:                    return TN_DERP_OTHER;
-    }
+    static const uint8_t to_client[TN_DERP_TYPES] = {
+        0, TN_DERP_SERVER_KEY, 0, TN_DERP_SERVER_INFO, 0, TN_DERP_PACKET, TN_DERP_KEEPALIVE, 0,
+        TN_DERP_PEER_GONE, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        TN_DERP_PING, TN_DERP_PONG, TN_DERP_HEALTH, TN_DERP_RESTARTING
+    };
+    static const uint8_t to_server[TN_DERP_TYPES] = {
+        0, 0, TN_DERP_CLIENT_INFO, 0, TN_DERP_PACKET, 0, 0, TN_DERP_PREFERRED,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, TN_DERP_PING, TN_DERP_PONG, 0, 0
+    };
+    unsigned kind = TN_DERP_NONE;
+    if (d->type < TN_DERP_TYPES) kind = (tn_derp_serves(d) ? to_server : to_client)[d->type];
+    if (kind == TN_DERP_NONE ||
+        (d->begun && (kind == TN_DERP_SERVER_KEY || kind == TN_DERP_CLIENT_INFO)))
+        return TN_DERP_OTHER;
+    return (tn_derp_kind)kind;
 }
 
 /* A frame that lies whole at body: what does it say? */
@@ -5819,7 +5809,7 @@ static tn_derp_kind tn_derp_dispatch(tn_derp *d, uint8_t *body, size_t len, tn_d
     }
     if (!tn_rd_ok(&r)) ev->kind = TN_DERP_OTHER;
     if (!d->begun) {
-        d->begun = ev->kind == (d->server ? TN_DERP_CLIENT_INFO : TN_DERP_SERVER_KEY);
+        d->begun = ev->kind == (tn_derp_serves(d) ? TN_DERP_CLIENT_INFO : TN_DERP_SERVER_KEY);
         if (!d->begun) return ev->kind = tn_derp_refuse(d);
     }
     if (ev->kind == TN_DERP_OTHER) {        /* as when it was skipped             */
@@ -6060,7 +6050,7 @@ static bool tn_derp_open(tn_derp *d, tn_derp_event *ev)
     bool ok = ev->len >= TN_DERP_BOX_LEN &&
               tn_cr_box_open(d->k, ev->data, ev->data + TN_DERP_BOX_LEN, ev->data + 24,
                              ev->len - 24);
-    if (!d->server) tn_wipe(d->k, sizeof d->k);
+    if (!tn_derp_serves(d)) tn_wipe(d->k, sizeof d->k);
     if (!ok) return false;
     ev->data += TN_DERP_BOX_LEN;
     ev->len  -= TN_DERP_BOX_LEN;
@@ -6678,9 +6668,6 @@ typedef struct tn_wg_source {
 } tn_wg_source;
 
 typedef struct tn_wg_device {
-    uint8_t      private_key[32], public_key[32];
-    uint8_t      mac1_key[32];
-    uint8_t      cookie_secret[32];
     uint64_t     cookie_until_ms;           /* 0: no secret yet                   */
     uint64_t     stamp_ms;                  /* last stamp, in Unix time           */
     uint64_t     stamp_saved_ms;            /* to be stored: no stamp is above    */
@@ -6688,6 +6675,9 @@ typedef struct tn_wg_device {
     uint64_t     initiation_ms, response_ms, proven_ms, cookie_ms;     /* buckets */
     uint32_t     spacing_ms;                /* of messages that cost public-key   */
     uint32_t     burst;                     /*   work; the owner may change both  */
+    uint8_t      private_key[32], public_key[32];
+    uint8_t      mac1_key[32];
+    uint8_t      cookie_secret[32];
     tn_wg_source source[TN_WG_SOURCES];
 } tn_wg_device;
 
@@ -6772,15 +6762,15 @@ static uint64_t tn_wg_stamp_value(const uint8_t stamp[TN_WG_STAMP_LEN])
  * all but data. OTHER: drop it. */
 static tn_wg_type tn_wg_classify(const uint8_t *msg, size_t len)
 {
-    tn_rd r;
+    static const uint8_t length[TN_WG_DATA] = {
+        0, TN_WG_INITIATION_LEN, TN_WG_RESPONSE_LEN, TN_WG_COOKIE_LEN
+    };
+    tn_rd    r;
+    uint32_t type;
     tn_rd_over(&r, msg, len);
-    switch (tn_rd_u32le(&r)) {
-    case 1:  return len == TN_WG_INITIATION_LEN ? TN_WG_INITIATION : TN_WG_OTHER;
-    case 2:  return len == TN_WG_RESPONSE_LEN ? TN_WG_RESPONSE : TN_WG_OTHER;
-    case 3:  return len == TN_WG_COOKIE_LEN ? TN_WG_COOKIE : TN_WG_OTHER;
-    case 4:  return len >= TN_WG_OVERHEAD ? TN_WG_DATA : TN_WG_OTHER;
-    default: return TN_WG_OTHER;
-    }
+    type = tn_rd_u32le(&r);
+    if (type == TN_WG_DATA) return len >= TN_WG_OVERHEAD ? TN_WG_DATA : TN_WG_OTHER;
+    return type < TN_WG_DATA && len == length[type] ? (tn_wg_type)type : TN_WG_OTHER;
 }
 
 /* The index, one of ours, that a response, cookie or data message names; 0: none. */
@@ -6795,21 +6785,26 @@ static uint32_t tn_wg_receiver(const uint8_t *msg, size_t len)
     return tn_rd_u32le(&r);
 }
 
+/* Is the MAC that has behind bytes after it in the message the one of all before? */
+static bool tn_wg_mac_ok(const uint8_t *key, size_t key_len, const uint8_t *msg, size_t len,
+                         size_t behind)
+{
+    size_t  covered = len - TN_WG_MAC_LEN - behind;
+    uint8_t want[TN_WG_MAC_LEN];
+    tn_rd   r;
+    tn_cr_mac(want, sizeof want, key, key_len, msg, covered);
+    tn_rd_over(&r, msg, len);
+    (void)tn_rd_bytes(&r, covered);
+    return tn_equal(tn_rd_bytes(&r, TN_WG_MAC_LEN), want, sizeof want);
+}
+
 /* Is this message a handshake of the right length, with mac1 for us? Costs
  * three blocks of BLAKE2s. */
 static bool tn_wg_check_mac1(const tn_wg_device *dev, const uint8_t *msg, size_t len)
 {
-    tn_wg_type     type = tn_wg_classify(msg, len);
-    tn_rd          r;
-    const uint8_t *mac1;
-    uint8_t        want[TN_WG_MAC_LEN];
-
-    if (type != TN_WG_INITIATION && type != TN_WG_RESPONSE) return false;
-    tn_rd_over(&r, msg, len);
-    (void)tn_rd_bytes(&r, len - TN_WG_MACS_LEN);
-    mac1 = tn_rd_bytes(&r, TN_WG_MAC_LEN);
-    tn_cr_mac(want, sizeof want, dev->mac1_key, 32, msg, len - TN_WG_MACS_LEN);
-    return tn_equal(mac1, want, sizeof want);
+    tn_wg_type type = tn_wg_classify(msg, len);
+    return (type == TN_WG_INITIATION || type == TN_WG_RESPONSE) &&
+           tn_wg_mac_ok(dev->mac1_key, 32, msg, len, TN_WG_MAC_LEN);
 }
 
 /* The bytes that stand for the sender of a datagram. For a packet that came by
@@ -6823,22 +6818,24 @@ static size_t tn_wg_from_addr(uint8_t out[18], const tailnet_addr *addr)
     return tn_wr_len(&w);
 }
 
+/* The cookie of a sender, good as long as our secret lives. */
+static void tn_wg_cookie_of(const tn_wg_device *dev, uint8_t cookie[TN_WG_MAC_LEN],
+                            const uint8_t *from, size_t from_len)
+{
+    tn_cr_mac(cookie, TN_WG_MAC_LEN, dev->cookie_secret, 32, from, from_len);
+}
+
 /* mac2: does the sender hold the cookie that we gave to this very address? */
 static bool tn_wg_check_mac2(const tn_wg_device *dev, const uint8_t *msg, size_t len,
                              const uint8_t *from, size_t from_len, uint64_t now_ms)
 {
-    tn_rd          r;
-    const uint8_t *mac2;
-    uint8_t        cookie[TN_WG_MAC_LEN], want[TN_WG_MAC_LEN];
-
+    uint8_t cookie[TN_WG_MAC_LEN];
+    bool    ok;
     if (now_ms >= dev->cookie_until_ms) return false;
-    tn_rd_over(&r, msg, len);
-    (void)tn_rd_bytes(&r, len - TN_WG_MAC_LEN);
-    mac2 = tn_rd_bytes(&r, TN_WG_MAC_LEN);
-    tn_cr_mac(cookie, sizeof cookie, dev->cookie_secret, 32, from, from_len);
-    tn_cr_mac(want, sizeof want, cookie, sizeof cookie, msg, len - TN_WG_MAC_LEN);
+    tn_wg_cookie_of(dev, cookie, from, from_len);
+    ok = tn_wg_mac_ok(cookie, sizeof cookie, msg, len, 0);
     tn_wipe(cookie, sizeof cookie);
-    return tn_equal(mac2, want, sizeof want);
+    return ok;
 }
 
 /* A bucket of burst tokens, one more per spacing_ms, kept as the time at which
@@ -6910,19 +6907,17 @@ static void tn_wg_cookie_reply(tn_wg_device *dev, uint8_t out[TN_WG_COOKIE_LEN],
                                size_t from_len, const uint8_t random[56], uint64_t now_ms)
 {
     uint8_t        key[32], cookie[TN_WG_MAC_LEN], tag[TN_WG_TAG_LEN];
-    const uint8_t *sender, *mac1, *nonce;
+    const uint8_t *sender, *mac1, *secret, *nonce;
     tn_rd          r;
     tn_wr          w;
 
     tn_rd_over(&r, random, 56);
+    secret = tn_rd_bytes(&r, 32);
+    nonce  = tn_rd_bytes(&r, 24);
     if (now_ms >= dev->cookie_until_ms) {
-        tn_rd_copy(&r, dev->cookie_secret, 32);
+        memcpy(dev->cookie_secret, secret, 32);
         dev->cookie_until_ms = tn_time_add(now_ms, TN_WG_COOKIE_MS);
-    } else {
-        (void)tn_rd_bytes(&r, 32);
     }
-    nonce = tn_rd_bytes(&r, 24);
-
     tn_rd_over(&r, msg, len);
     (void)tn_rd_bytes(&r, 4);
     sender = tn_rd_bytes(&r, 4);
@@ -6930,7 +6925,7 @@ static void tn_wg_cookie_reply(tn_wg_device *dev, uint8_t out[TN_WG_COOKIE_LEN],
     mac1 = tn_rd_bytes(&r, TN_WG_MAC_LEN);
 
     tn_wg_label_key(key, "cookie--", dev->public_key);
-    tn_cr_mac(cookie, sizeof cookie, dev->cookie_secret, 32, from, from_len);
+    tn_wg_cookie_of(dev, cookie, from, from_len);
     tn_cr_xaead_seal(key, nonce, mac1, TN_WG_MAC_LEN, cookie, sizeof cookie, tag);
     tn_wr_over(&w, out, TN_WG_COOKIE_LEN);
     tn_wr_u32le(&w, TN_WG_COOKIE);
@@ -6952,7 +6947,7 @@ typedef struct tn_wg_window {
 /* Is the counter neither seen nor too old? Changes nothing. */
 static bool tn_wg_window_new(const tn_wg_window *win, uint64_t counter)
 {
-    uint32_t at = (uint32_t)(counter % TAILNET_REPLAY_BITS);
+    uint32_t at = (uint32_t)counter % TAILNET_REPLAY_BITS;
     if (counter >= win->next) return true;
     if (win->next - 1 == counter || win->next - 1 - counter > TAILNET_REPLAY_BITS) return false;
     return (win->bits[at / 32] >> at % 32 & 1u) == 0;
@@ -6960,13 +6955,12 @@ static bool tn_wg_window_new(const tn_wg_window *win, uint64_t counter)
 
 static void tn_wg_window_mark(tn_wg_window *win, uint64_t counter)
 {
-    uint32_t at = (uint32_t)(counter % TAILNET_REPLAY_BITS);
+    uint32_t at = (uint32_t)counter % TAILNET_REPLAY_BITS;
     win->bits[at / 32] |= (uint32_t)1 << at % 32;
 }
 
 /* Notes a counter that tn_wg_window_new has let pass. When the greatest moves
- * on, the bits of those passed over are cleared one by one at the edges and
- * word by word between, so the window is exact. */
+ * on it gets its bit, and those passed over lose theirs. */
 static void tn_wg_window_set(tn_wg_window *win, uint64_t counter)
 {
     uint64_t n = win->next;                 /* the first one passed over          */
@@ -6976,19 +6970,10 @@ static void tn_wg_window_set(tn_wg_window *win, uint64_t counter)
         return;
     }
     if (n != 0) tn_wg_window_mark(win, n - 1);
-    if (counter - n >= TAILNET_REPLAY_BITS) {
-        memset(win->bits, 0, sizeof win->bits);
-        n = counter;
-    }
-    while (n < counter) {
-        uint32_t at = (uint32_t)(n % TAILNET_REPLAY_BITS);
-        if (at % 32 == 0 && counter - n >= 32) {
-            win->bits[at / 32] = 0;
-            n += 32;
-        } else {
-            win->bits[at / 32] &= ~((uint32_t)1 << at % 32);
-            n++;
-        }
+    if (counter - n > TAILNET_REPLAY_BITS) n = counter - TAILNET_REPLAY_BITS;
+    for (; n < counter; n++) {
+        uint32_t at = (uint32_t)n % TAILNET_REPLAY_BITS;
+        win->bits[at / 32] &= ~((uint32_t)1 << at % 32);
     }
     win->next = counter + 1;
 }
@@ -6996,10 +6981,10 @@ static void tn_wg_window_set(tn_wg_window *win, uint64_t counter)
 /* ---- a session: its keys ---- */
 
 typedef struct tn_wg_key {
-    uint8_t      tx_key[32], rx_key[32];
+    uint32_t     local, remote;             /* indexes; local 0: no key           */
     uint64_t     tx_counter;
     uint64_t     created_ms;
-    uint32_t     local, remote;             /* indexes; local 0: no key           */
+    uint8_t      tx_key[32], rx_key[32];
     tn_wg_window window;
 } tn_wg_key;
 
@@ -7033,18 +7018,6 @@ typedef struct tn_wg_pending {
 } tn_wg_pending;
 
 typedef struct tn_wg {
-    tn_wg_key     key[2];
-    tn_wg_pending pending;
-    uint8_t       mac1[TN_WG_MAC_LEN];      /* of our last handshake message      */
-    uint8_t       cookie[TN_WG_MAC_LEN];    /* from the peer                      */
-    uint64_t      cookie_until_ms;
-    uint64_t      rx_bytes, tx_bytes;       /* whole data messages                */
-    uint64_t      initiate_ms;              /* deadlines; 0: none                 */
-    uint64_t      keepalive_ms;
-    uint64_t      silence_ms;
-    uint64_t      erase_ms;
-    uint64_t      quiet_until_ms;           /* no initiation of ours before       */
-    uint64_t      refuse_until_ms;          /* none of the peer's accepted before */
     tn_wg_keys    keys;
     uint8_t       current;                  /* key[current]; the other one is next*/
                                             /*   or previous, as keys says        */
@@ -7052,6 +7025,18 @@ typedef struct tn_wg {
     bool          initiator;                /* we began the current key           */
     bool          renewed_late;             /* the rule of 165 s was used         */
     bool          sent_mac1;
+    uint64_t      initiate_ms;              /* deadlines; 0: none                 */
+    uint64_t      keepalive_ms;
+    uint64_t      silence_ms;
+    uint64_t      erase_ms;
+    uint64_t      quiet_until_ms;           /* no initiation of ours before       */
+    uint64_t      refuse_until_ms;          /* none of the peer's accepted before */
+    uint64_t      cookie_until_ms;
+    uint64_t      rx_bytes, tx_bytes;       /* whole data messages                */
+    uint8_t       mac1[TN_WG_MAC_LEN];      /* of our last handshake message      */
+    uint8_t       cookie[TN_WG_MAC_LEN];    /* from the peer                      */
+    tn_wg_pending pending;
+    tn_wg_key     key[2];
 } tn_wg;
 
 /* A deadline, never the 0 that means "none". */
@@ -7175,21 +7160,25 @@ static uint64_t tn_wg_initiate_at(const tn_wg *wg)
     return wg->initiate_ms > wg->quiet_until_ms ? wg->initiate_ms : wg->quiet_until_ms;
 }
 
+/* Is that deadline over? Then it is none any more. */
+static bool tn_wg_past(uint64_t *deadline_ms, uint64_t now_ms)
+{
+    if (*deadline_ms == 0 || *deadline_ms > now_ms) return false;
+    *deadline_ms = 0;
+    return true;
+}
+
 /* What time has brought (section 6 of the paper). */
 static unsigned tn_wg_timers(tn_wg *wg, uint64_t now_ms)
 {
     unsigned news = 0;
 
-    if (wg->erase_ms != 0 && wg->erase_ms <= now_ms) {
+    if (tn_wg_past(&wg->erase_ms, now_ms)) {
         tn_wg_wipe(wg);
         return TN_WG_ERASED;
     }
-    if (wg->keepalive_ms != 0 && wg->keepalive_ms <= now_ms) {
-        wg->keepalive_ms = 0;
-        news |= TN_WG_WANT_KEEPALIVE;
-    }
-    if (wg->silence_ms != 0 && wg->silence_ms <= now_ms) {
-        wg->silence_ms = 0;
+    if (tn_wg_past(&wg->keepalive_ms, now_ms)) news |= TN_WG_WANT_KEEPALIVE;
+    if (tn_wg_past(&wg->silence_ms, now_ms)) {
         tn_wg_want(wg, now_ms);
         news |= TN_WG_SILENT;
     }
@@ -7686,24 +7675,25 @@ typedef enum tn_ip_icmp {
  * TCP, UDP and SCTP; in an ICMP echo the number of the asker stands where his
  * port would, so that a request and its reply look like any other flow. */
 typedef struct tn_ip_packet {
-    tailnet_flow   flow;
-    tailnet_flow   quoted;                  /* what an ICMP error complains about; */
-    const uint8_t *data;                    /*   family 0 when there is none      */
-    size_t         len;                     /* cut to its own total length        */
-    uint16_t       body;                    /* where the transport header begins  */
     uint8_t        family;                  /* 4, 6, or 0: no IP packet           */
     uint8_t        tcp_flags;               /* 0 unless TCP                       */
     tn_ip_icmp     icmp;
     bool           fragmented;              /* there are other pieces of it       */
+    uint16_t       body;                    /* where the transport header begins  */
+    const uint8_t *data;
+    size_t         len;                     /* cut to its own total length        */
+    tailnet_flow   flow;
+    tailnet_flow   quoted;                  /* what an ICMP error complains about; */
+                                            /*   family 0 when there is none      */
 } tn_ip_packet;
 
 /* The IP header with what follows it up to the transport header. */
 typedef struct tn_ip_head {
-    tailnet_flow flow;                      /* ports 0                            */
-    uint32_t     total;                     /* as the packet claims               */
     uint16_t     size;                      /* up to the transport header         */
     uint16_t     offset;                    /* of this fragment, in 8 bytes       */
     bool         more;                      /* fragments follow                   */
+    uint32_t     total;                     /* as the packet claims               */
+    tailnet_flow flow;                      /* ports 0                            */
 } tn_ip_head;
 
 static void tn_ip_addr_read(tn_rd *r, tailnet_addr *out, unsigned family)
@@ -7793,12 +7783,16 @@ static size_t tn_ip_trim(const uint8_t *data, size_t len)
  * less is an attempt to hide the ports (RFC 1858). */
 static unsigned tn_ip_least(unsigned family, unsigned protocol)
 {
-    if (protocol == TN_IP_TCP) return 20;
-    if (protocol == TN_IP_UDP) return 8;
-    if (protocol == TN_IP_SCTP) return 12;
-    if (protocol == TN_IP_TSMP) return 7;
-    if (family == 4) return protocol == TN_IP_ICMP4 ? 4 : protocol == TN_IP_IGMP ? 8 : 0;
-    return protocol == TN_IP_ICMP6 ? 4 : 0;
+    switch (protocol) {
+    case TN_IP_TCP:   return 20;
+    case TN_IP_UDP:   return 8;
+    case TN_IP_SCTP:  return 12;
+    case TN_IP_TSMP:  return 7;
+    case TN_IP_ICMP4: return family == 4 ? 4 : 0;
+    case TN_IP_IGMP:  return family == 4 ? 8 : 0;
+    case TN_IP_ICMP6: return family == 4 ? 0 : 4;
+    }
+    return 0;
 }
 
 static bool tn_ip_has_ports(unsigned protocol)
@@ -7815,14 +7809,12 @@ static bool tn_ip_is_icmp(unsigned family, unsigned protocol)
  * problem of ICMPv4; the reference writes 0x12 and means it. */
 static tn_ip_icmp tn_ip_icmp_kind(unsigned family, unsigned type, unsigned code)
 {
-    if (family == 4) {
-        if (type == 8 && code == 0) return TN_IP_ECHO_REQUEST;
-        if (type == 0 && code == 0) return TN_IP_ECHO_REPLY;
-        return type == 3 || type == 11 || type == 12 ? TN_IP_ICMP_ERROR : TN_IP_ICMP_OTHER;
-    }
-    if (type == 128 && code == 0) return TN_IP_ECHO_REQUEST;
-    if (type == 129 && code == 0) return TN_IP_ECHO_REPLY;
-    return type >= 1 && type <= 4 ? TN_IP_ICMP_ERROR : TN_IP_ICMP_OTHER;
+    bool v4 = family == 4;
+    if (type == (v4 ? 8 : 128) && code == 0) return TN_IP_ECHO_REQUEST;
+    if (type == (v4 ? 0 : 129) && code == 0) return TN_IP_ECHO_REPLY;
+    if (v4 ? type == 3 || type == 11 || type == 12 : type >= 1 && type <= 4)
+        return TN_IP_ICMP_ERROR;
+    return TN_IP_ICMP_OTHER;
 }
 
 /* The eight bytes that every ICMP message begins with; a shorter one is OTHER,
@@ -7980,41 +7972,39 @@ static size_t tn_ip_addr_at(unsigned family, bool src, size_t at)
     return at + (src ? 8u : 24u);
 }
 
-/* An ICMP error quotes a packet of the other direction, so the address stands
- * at the other end there. Its own transport checksum stays: nobody checks it. */
-static void tn_ip_set_quoted(uint8_t *data, tn_ip_packet *p, bool src, const tailnet_addr *ip)
+/* Puts the source (or destination) address into the head at at and into field.
+ * Returns what that adds to a sum over it. */
+static uint32_t tn_ip_put_addr(uint8_t *data, size_t at, bool src, tailnet_addr *field,
+                               const tailnet_addr *ip)
 {
-    size_t        head  = (size_t)p->body + 8;
-    unsigned      len   = tn_ip_len(p->family);
-    tailnet_addr *field = src ? &p->quoted.src : &p->quoted.dst;
-    uint8_t      *bytes = data + tn_ip_addr_at(p->family, src, head);
-    uint32_t      delta = tn_ip_delta(bytes, ip->ip, len);
-
+    unsigned len   = tn_ip_len(ip->family);
+    uint8_t *bytes = data + tn_ip_addr_at(ip->family, src, at);
+    uint32_t delta = tn_ip_delta(bytes, ip->ip, len);
     memcpy(bytes, ip->ip, len);
     memcpy(field->ip, ip->ip, len);
-    if (p->family == 4) delta += tn_ip_fix(data, head + 10, delta);
-    (void)tn_ip_fix(data, (size_t)p->body + 2, delta);
+    return delta;
 }
 
 /* Puts another address into a packet. False, and nothing changed, when there is
- * no packet or the family differs. */
+ * no packet or the family differs. An ICMP error quotes a packet of the other
+ * direction, so the address stands at the other end there; the transport checksum
+ * in there stays: nobody checks it. */
 static bool tn_ip_set(uint8_t *data, tn_ip_packet *p, bool src, const tailnet_addr *ip)
 {
-    unsigned      len    = tn_ip_len(p->family);
     tailnet_addr *field  = src ? &p->flow.src : &p->flow.dst;
     tailnet_addr *quoted = src ? &p->quoted.dst : &p->quoted.src;
-    uint8_t      *bytes;
     uint32_t      delta;
 
     TAILNET_ASSERT(data == p->data);
     if (p->family == 0 || ip->family != p->family || p->flow.protocol == TN_IP_UNKNOWN)
         return false;
-    bytes = data + tn_ip_addr_at(p->family, src, 0);
-    delta = tn_ip_delta(bytes, ip->ip, len);
-    if (p->quoted.src.family != 0 && tn_ip_same(quoted, field))
-        tn_ip_set_quoted(data, p, !src, ip);
-    memcpy(bytes, ip->ip, len);
-    memcpy(field->ip, ip->ip, len);
+    if (p->quoted.src.family != 0 && tn_ip_same(quoted, field)) {
+        size_t head = (size_t)p->body + 8;
+        delta = tn_ip_put_addr(data, head, !src, quoted, ip);
+        if (p->family == 4) delta += tn_ip_fix(data, head + 10, delta);
+        (void)tn_ip_fix(data, (size_t)p->body + 2, delta);
+    }
+    delta = tn_ip_put_addr(data, 0, src, field, ip);
     if (p->family == 4) (void)tn_ip_fix(data, 10, delta);
     tn_ip_fix_transport(data, p, delta);
     return true;
@@ -8313,7 +8303,7 @@ typedef struct tn_flt {
     uint16_t              named;            /* lists this message names, by bit   */
     uint8_t               set;              /* list the open rule belongs to      */
     uint8_t               cap_count;
-    bool                  open, star, rule_lost, new_cap, shields;
+    bool                  open, star, rule_lost, new_cap, shields, distrusted;
 } tn_flt;
 
 /* Everything at its beginning: default deny, no flows, no names. ranges holds
@@ -8420,7 +8410,7 @@ static bool tn_flt_match(const tn_flt *f, const tailnet_flow *flow, uint32_t cap
     bool     src = false, dst = false, proto = false;
     unsigned i;
 
-    if (f->now.bad != 0) return false;
+    if (f->now.bad != 0 || f->distrusted) return false;
     for (i = 0; i < f->now.used; i++) {
         const tn_flt_range *r = &f->now.range[i];
         if (r->head != 0) {
@@ -8801,6 +8791,28 @@ static bool tn_flt_names(const tn_flt *f, const tailnet_addr *ip)
     }
     return false;
 }
+
+/* Does a source rule have an address of this prefix? For peers that no rule may let
+ * in, see tn_flt_distrust. */
+static bool tn_flt_overlaps(const tn_flt *f, const tailnet_prefix *p)
+{
+    unsigned len = tn_ip_len(p->family), i;
+    uint8_t  last[16];
+    for (i = 0; i < len; i++) {
+        unsigned keep = p->bits >= 8 * (i + 1) ? 8u : p->bits > 8 * i ? p->bits - 8 * i : 0u;
+        last[i] = (uint8_t)(p->ip[i] | 0xffu >> keep);
+    }
+    for (i = 0; i < f->now.used; i++) {
+        const tn_flt_range *r = &f->now.range[i];
+        if (r->kind == TN_FLT_SRC && (r->family == 0 || (r->family == p->family &&
+            memcmp(r->at, last, len) <= 0 && memcmp(p->ip, r->at + 16, len) <= 0))) return true;
+    }
+    return false;
+}
+
+/* The rules in force let in somebody that no honest server's would: none of them
+ * counts, until this is taken back. */
+static void tn_flt_distrust(tn_flt *f, bool on) { f->distrusted = on; }
 
 /* ---- rules, as they come ---- */
 
@@ -9503,30 +9515,28 @@ typedef enum tn_tls_der_phase {
     TN_TLS_DER_TAG, TN_TLS_DER_LEN, TN_TLS_DER_MORE, TN_TLS_DER_VALUE, TN_TLS_DER_BAD
 } tn_tls_der_phase;
 
-typedef enum tn_tls_der_word { TN_TLS_OID_OTHER, TN_TLS_OID_CN, TN_TLS_OID_SAN } tn_tls_der_word;
-
 typedef struct tn_tls_der {
     tn_tls_der_phase phase;
-    tn_tls_der_word  oid;                   /* the last one read                  */
-    uint32_t         left[TN_TLS_DER_DEPTH];/* bytes left in each open container  */
-    uint32_t         len;                   /* of the element, later what is left */
-    uint8_t          kind[TN_TLS_DER_DEPTH];
-    uint8_t          seen[TN_TLS_DER_DEPTH];/* sequences begun in it, up to 255   */
     uint8_t          depth, tag, value, head, more, keep_len;
-    uint8_t          keep[TN_TLS_DER_KEEP];
+    uint8_t          oid;                   /* the last one read: what it makes of its value */
     uint8_t          ip_len;                /* 4 or 16: look for ip; 0: do not    */
-    uint8_t          ip[16];
     bool             ip_found;
     bool             meta;                  /* the subject is "derpkey" + hex     */
-    uint8_t          meta_key[32];
+    uint8_t          kind[TN_TLS_DER_DEPTH];
+    uint8_t          seen[TN_TLS_DER_DEPTH];/* sequences begun in it, up to 255   */
+    uint32_t         len;                   /* of the element, later what is left */
+    uint32_t         left[TN_TLS_DER_DEPTH];/* bytes left in each open container  */
     uint64_t         begin_unix_ms;         /* notBefore, 0 while unknown         */
+    uint8_t          ip[16];
+    uint8_t          keep[TN_TLS_DER_KEEP];
+    uint8_t          meta_key[32];
 } tn_tls_der;
 
 /* A new certificate; the address looked for stays. */
 static void tn_tls_der_start(tn_tls_der *d)
 {
     d->phase         = TN_TLS_DER_TAG;
-    d->oid           = TN_TLS_OID_OTHER;
+    d->oid           = TN_TLS_DER_SKIP;
     d->depth         = 1;
     d->left[0]       = TN_TLS_DER_MAX;
     d->kind[0]       = TN_TLS_DER_ROOT;
@@ -9539,51 +9549,53 @@ static void tn_tls_der_start(tn_tls_der *d)
 /* What a child is, from where it stands (RFC 5280 section 4.1). */
 static uint8_t tn_tls_der_kind(const tn_tls_der *d)
 {
-    unsigned parent = d->kind[d->depth - 1], nth = d->seen[d->depth - 1], tag = d->tag;
-    switch (parent) {
-    case TN_TLS_DER_ROOT:    return tag == 0x30 && nth == 0 ? TN_TLS_DER_CERT : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_CERT:    return tag == 0x30 && nth == 0 ? TN_TLS_DER_TBS : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_TBS:     /* after version and serial: algorithm, issuer, dates, subject */
-        if (tag == 0xa3) return TN_TLS_DER_WRAP;
-        if (tag != 0x30) return TN_TLS_DER_SKIP;
-        return nth == 2 ? TN_TLS_DER_DATES : nth == 3 ? TN_TLS_DER_SUBJECT : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_DATES:   return nth == 0 ? TN_TLS_DER_BEGIN : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_SUBJECT: return tag == 0x31 ? TN_TLS_DER_RDN : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_RDN:     return tag == 0x30 ? TN_TLS_DER_PART : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_PART:
-        if (tag == 0x06) return TN_TLS_DER_OID;
-        return d->oid == TN_TLS_OID_CN ? TN_TLS_DER_CN : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_WRAP:    return tag == 0x30 ? TN_TLS_DER_EXTS : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_EXTS:    return tag == 0x30 ? TN_TLS_DER_EXT : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_EXT:
-        if (tag == 0x06) return TN_TLS_DER_OID;
-        return tag == 0x04 && d->oid == TN_TLS_OID_SAN ? TN_TLS_DER_SAN : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_SAN:     return tag == 0x30 ? TN_TLS_DER_NAMES : TN_TLS_DER_SKIP;
-    case TN_TLS_DER_NAMES:   return tag == 0x87 ? TN_TLS_DER_IP : TN_TLS_DER_SKIP;
-    default:                 return TN_TLS_DER_SKIP;
+    /* parent, tag, how many sequences came before; 0xff: any. The first that fits. */
+    static const uint8_t places[16][4] = {
+        { TN_TLS_DER_ROOT,    0x30, 0,    TN_TLS_DER_CERT },
+        { TN_TLS_DER_CERT,    0x30, 0,    TN_TLS_DER_TBS },
+        { TN_TLS_DER_TBS,     0xa3, 0xff, TN_TLS_DER_WRAP },
+        { TN_TLS_DER_TBS,     0x30, 2,    TN_TLS_DER_DATES },   /* behind algorithm, issuer */
+        { TN_TLS_DER_TBS,     0x30, 3,    TN_TLS_DER_SUBJECT },
+        { TN_TLS_DER_DATES,   0xff, 0,    TN_TLS_DER_BEGIN },
+        { TN_TLS_DER_SUBJECT, 0x31, 0xff, TN_TLS_DER_RDN },
+        { TN_TLS_DER_RDN,     0x30, 0xff, TN_TLS_DER_PART },
+        { TN_TLS_DER_PART,    0x06, 0xff, TN_TLS_DER_OID },
+        { TN_TLS_DER_PART,    0xff, 0xff, TN_TLS_DER_CN },
+        { TN_TLS_DER_WRAP,    0x30, 0xff, TN_TLS_DER_EXTS },
+        { TN_TLS_DER_EXTS,    0x30, 0xff, TN_TLS_DER_EXT },
+        { TN_TLS_DER_EXT,     0x06, 0xff, TN_TLS_DER_OID },
+        { TN_TLS_DER_EXT,     0x04, 0xff, TN_TLS_DER_SAN },
+        { TN_TLS_DER_SAN,     0x30, 0xff, TN_TLS_DER_NAMES },
+        { TN_TLS_DER_NAMES,   0x87, 0xff, TN_TLS_DER_IP }
+    };
+    unsigned at = d->depth - 1u, i;
+    for (i = 0; i < 16; i++) {
+        const uint8_t *p = places[i];
+        if (p[0] != d->kind[at] || (p[1] != 0xff && p[1] != d->tag) ||
+            (p[2] != 0xff && p[2] != d->seen[at]))
+            continue;
+        if ((p[3] == TN_TLS_DER_CN || p[3] == TN_TLS_DER_SAN) && p[3] != d->oid) break;
+        return p[3];
     }
+    return TN_TLS_DER_SKIP;
 }
 
 /* UTCTime or GeneralizedTime in the one form each that RFC 5280 section 4.1.2.5
  * allows, in milliseconds since 1970; 0 for all else and all before. */
 static uint64_t tn_tls_der_time(const uint8_t *text, size_t len)
 {
-    uint32_t part[6];                       /* year, month, day, hour, minute, second */
-    size_t   at = len == 15 ? 4 : 2, i;
-    uint64_t v;
-    int32_t  days;
+    static const char form[] = "0000-00-00T00:00:00Z";
+    char              date[sizeof form - 1];
+    size_t            at = 0, i = 0;
+    uint64_t          unix_ms;
     if ((len != 13 && len != 15) || text[len - 1] != 'Z') return 0;
-    if (!tn_dec_parse((const char *)text, at, 9999, &v)) return 0;
-    part[0] = (uint32_t)v + (len == 15 ? 0u : v < 50 ? 2000u : 1900u);
-    for (i = 1; i < 6; i++, at += 2) {
-        if (!tn_dec_parse((const char *)text + at, 2, 99, &v)) return 0;
-        part[i] = (uint32_t)v;
+    if (len == 13) {                        /* two digits of a year until 2049    */
+        memcpy(date, text[0] < '5' ? "20" : "19", 2);
+        at = 2;
     }
-    if (part[0] < 1970 || part[1] < 1 || part[1] > 12 || part[2] < 1 || part[2] > 31 ||
-        part[3] > 23 || part[4] > 59 || part[5] > 60)
-        return 0;
-    days = tn_days_of(part[0], part[1], part[2]);
-    return ((uint64_t)days * 86400u + part[3] * (uint64_t)3600u + part[4] * 60u + part[5]) * 1000u;
+    for (; at < sizeof date; at++)
+        date[at] = form[at] == '0' ? (char)text[i++] : form[at];
+    return tn_date_parse(&unix_ms, date, sizeof date) ? unix_ms : 0;
 }
 
 /* A value we wanted is whole. */
@@ -9594,9 +9606,9 @@ static void tn_tls_der_take(tn_tls_der *d)
     size_t               len   = d->keep_len;
     switch (d->value) {
     case TN_TLS_DER_OID:
-        d->oid = len == 3 && memcmp(k, cn, 3) == 0    ? TN_TLS_OID_CN
-                 : len == 3 && memcmp(k, san, 3) == 0 ? TN_TLS_OID_SAN
-                                                      : TN_TLS_OID_OTHER;
+        d->oid = len == 3 && memcmp(k, cn, 3) == 0    ? (uint8_t)TN_TLS_DER_CN
+                 : len == 3 && memcmp(k, san, 3) == 0 ? (uint8_t)TN_TLS_DER_SAN
+                                                      : (uint8_t)TN_TLS_DER_SKIP;
         break;
     case TN_TLS_DER_BEGIN:
         d->begin_unix_ms = tn_tls_der_time(k, len);
@@ -9641,7 +9653,7 @@ static void tn_tls_der_begin(tn_tls_der *d)
         d->phase = TN_TLS_DER_BAD;
         return;
     } else {
-        if (kind == TN_TLS_DER_PART || kind == TN_TLS_DER_EXT) d->oid = TN_TLS_OID_OTHER;
+        if (kind == TN_TLS_DER_PART || kind == TN_TLS_DER_EXT) d->oid = TN_TLS_DER_SKIP;
         d->left[d->depth] = d->len;
         d->kind[d->depth] = kind;
         d->seen[d->depth] = 0;
@@ -9869,16 +9881,15 @@ static void tn_tls_root_anchor(br_x509_trust_anchor *a, const tn_tls_root *root)
  * pins, dates without a clock, relay keys. One per node, for one handshake. */
 typedef struct tn_tls_check {
     const br_x509_class    *vtable;         /* first: BearSSL sees only this      */
-    br_x509_minimal_context chain;
-    tn_tls_der              der;
-    const char             *name;           /* to be found; NULL: an address, or none */
-    uint64_t                unix_ms;        /* the time certificates are held against */
-    uint32_t                count;          /* certificates so far                */
     bool                    clock;          /* unix_ms is the present, not a floor */
     bool                    pinned, pin_ok; /* only this certificate; and it came */
     bool                    extra;          /* certificates that are not meta     */
     bool                    ip_ok;          /* the first one names our address    */
     bool                    meta;
+    uint32_t                count;          /* certificates so far                */
+    const char             *name;           /* to be found; NULL: an address, or none */
+    uint64_t                unix_ms;        /* the time certificates are held against */
+    tn_tls_der              der;
     uint8_t                 meta_key[32];
     uint8_t                 pin[32];
     union {
@@ -9887,6 +9898,7 @@ typedef struct tn_tls_check {
         br_x509_trust_anchor roots[TN_TLS_ROOTS];
 #endif
     } u;
+    br_x509_minimal_context chain;
 } tn_tls_check;
 
 /* BearSSL counts days from the first of January of the year 0. */
@@ -10376,21 +10388,10 @@ enum {
 
 typedef struct tn_link {
     tn_link_state  state;
-    tailnet_link   handle;                  /* slot | generation << 8; 0: never used */
-    uint64_t       deadline_ms;             /* TN_NEVER when none                 */
-    tailnet_result why;                     /* what closed it                     */
-    int32_t        detail;
-    const char    *host, *certificate;      /* the owner's; valid until OPEN      */
-    uint8_t       *in, *out;                /* lent by the owner, without an engine */
-    uint32_t       in_cap, in_from, in_to;  /* unread is from in_from to in_to    */
-    uint32_t       out_cap, out_from, out_to;
-    uint32_t       queued;                  /* plaintext in the open record       */
-    uint16_t       port;
-    uint16_t       sent, seen, status;      /* of CONNECT and of its answer       */
-    uint8_t        line;                    /* 0: nothing yet in this header line */
-    uint8_t        purpose;
     uint8_t        engine;                  /* or TN_LINK_NO_ENGINE               */
     uint8_t        bits;                    /* news not yet fetched               */
+    uint8_t        purpose;
+    uint8_t        line;                    /* 0: nothing yet in this header line */
     bool           proxied;
     bool           sending;                 /* out is closed and being sent       */
     bool           blocked;                 /* tcp_output took less than it could */
@@ -10399,6 +10400,17 @@ typedef struct tn_link {
     bool           ended;                   /* TCP is gone, held bytes are not    */
     bool           told;                    /* the owner knows that it is over    */
     bool           dropped;                 /* because he closed it               */
+    tailnet_result why;                     /* what closed it                     */
+    uint16_t       sent, seen, status;      /* of CONNECT and of its answer       */
+    uint16_t       port;
+    tailnet_link   handle;                  /* slot | generation << 8; 0: never used */
+    int32_t        detail;
+    uint64_t       deadline_ms;             /* TN_NEVER when none                 */
+    const char    *host, *certificate;      /* the owner's; valid until OPEN      */
+    uint8_t       *in, *out;                /* lent by the owner, without an engine */
+    uint32_t       in_cap, in_from, in_to;  /* unread is from in_from to in_to    */
+    uint32_t       out_cap, out_from, out_to;
+    uint32_t       queued;                  /* plaintext in the open record       */
 } tn_link;
 
 typedef struct tn_links {                   /* zero it, fill the first part, init */
@@ -10483,12 +10495,12 @@ static void tn_link_step(tn_link *l, tn_link_event event, uint64_t now_ms)
 }
 
 /* It is over, and this is why; the first cause counts. */
-static void tn_link_end(tn_link *l, tailnet_result why, int32_t detail, uint64_t now_ms)
+static void tn_link_end(const tn_links *t, tn_link *l, tailnet_result why, int32_t detail)
 {
     if (l->state == TN_LINK_IDLE || l->state == TN_LINK_CLOSING) return;
     l->why    = why;
     l->detail = detail;
-    tn_link_step(l, TN_LINK_ENDS, now_ms);
+    tn_link_step(l, TN_LINK_ENDS, t->rim->now_ms);
 }
 
 /* ---- finding ---- */
@@ -10705,7 +10717,7 @@ static void tn_link_offer(tn_links *t, tn_link *l)
     while ((data = tn_link_out(l, tls, &len)) != NULL) {
         int32_t taken = tn_rim_tcp_output(t->rim, l->handle, data, len);
         if (taken < 0) {
-            tn_link_end(l, TAILNET_ERR_NETWORK, 0, t->rim->now_ms);
+            tn_link_end(t, l, TAILNET_ERR_NETWORK, 0);
             return;
         }
         l->blocked = (size_t)taken < len;
@@ -10767,7 +10779,7 @@ static size_t tn_link_write(tn_links *t, tailnet_link h, const void *data, size_
     if (l == NULL) return 0;
     if (l->engine == TN_LINK_NO_ENGINE && l->out_cap == 0) {
         int32_t taken = len == 0 ? 0 : tn_rim_tcp_output(t->rim, h, src, len);
-        if (taken < 0) tn_link_end(l, TAILNET_ERR_NETWORK, 0, t->rim->now_ms);
+        if (taken < 0) tn_link_end(t, l, TAILNET_ERR_NETWORK, 0);
         done       = taken < 0 ? 0 : (size_t)taken;
         l->starved = done < len;
         l->blocked = l->starved;
@@ -10891,7 +10903,7 @@ static void tn_link_proxy_in(tn_links *t, tn_link *l, const uint8_t *data, size_
     while (at < len && !whole) whole = tn_link_proxy_byte(l, data[at++]);
     if (!whole) return;
     if (l->status < 200 || l->status > 299 || (at < len && l->engine != TN_LINK_NO_ENGINE)) {
-        tn_link_end(l, TAILNET_ERR_NETWORK, l->status, t->rim->now_ms);
+        tn_link_end(t, l, TAILNET_ERR_NETWORK, l->status);
         return;
     }
     if (at < len) {
@@ -10908,11 +10920,11 @@ static void tn_link_look_over(tn_links *t, tn_link *l)
     int32_t       err;
     if (tls == NULL || !tn_tls_is_over(tls)) return;
     err = tn_tls_error(tls);
-    tn_link_end(l,
+    tn_link_end(t, l,
                 err != 0            ? TAILNET_ERR_TLS
                 : tn_tls_is_up(tls) ? TAILNET_OK
                                     : TAILNET_ERR_NETWORK,
-                err, t->rim->now_ms);
+                err);
 }
 
 /* size bytes were put where in_reserve said. On an open link a record may be
@@ -10956,7 +10968,7 @@ static tailnet_result tn_link_tcp_closed(tn_links *t, tailnet_link h)
     if (l == NULL) return TAILNET_ERR_STALE;
     l->ended = true;
     if (l->state != TN_LINK_HANDSHAKE || !tn_tls_waits(tn_link_tls(t, l)))
-        tn_link_end(l, TAILNET_ERR_NETWORK, 0, t->rim->now_ms);
+        tn_link_end(t, l, TAILNET_ERR_NETWORK, 0);
     return TAILNET_OK;
 }
 
@@ -10968,7 +10980,7 @@ static void tn_link_close(tn_links *t, tailnet_link h, tailnet_result why)
     if (l == NULL) return;
     l->dropped = l->told = true;
     l->bits    = 0;
-    tn_link_end(l, why, 0, t->rim->now_ms);
+    tn_link_end(t, l, why, 0);
 }
 
 /* ---- poll ---- */
@@ -11000,7 +11012,7 @@ static void tn_link_ask_proxy(tn_links *t, tn_link *l)
     }
     tn_wipe(user, sizeof user);
     tn_wipe(piece, sizeof piece);
-    if (!ok) tn_link_end(l, TAILNET_ERR_NETWORK, 0, t->rim->now_ms);
+    if (!ok) tn_link_end(t, l, TAILNET_ERR_NETWORK, 0);
 }
 
 /* The first of the waiting links to be served has the checker for itself. */
@@ -11017,8 +11029,7 @@ static void tn_link_begin_tls(tn_links *t, tn_link *l)
     tn_link_step(l, TN_LINK_TURN, t->rim->now_ms);
     if (r != TAILNET_OK) {
         int32_t err = tn_tls_error(tls);
-        tn_link_end(l, r, err != 0 || r != TAILNET_ERR_TLS ? err : TN_TLS_ERR_TARGET,
-                    t->rim->now_ms);
+        tn_link_end(t, l, r, err != 0 || r != TAILNET_ERR_TLS ? err : TN_TLS_ERR_TARGET);
     }
 }
 
@@ -11035,14 +11046,14 @@ static bool tn_link_shake(tn_links *t, tn_link *l)
     }
     tn_link_look_over(t, l);
     if (l->ended && !tn_tls_waits(tls))
-        tn_link_end(l, TAILNET_ERR_NETWORK, 0, t->rim->now_ms);
+        tn_link_end(t, l, TAILNET_ERR_NETWORK, 0);
     return worked;
 }
 
 static bool tn_link_poll_one(tn_links *t, tn_link *l)
 {
     if (l->deadline_ms <= t->rim->now_ms && l->state != TN_LINK_CLOSING)
-        tn_link_end(l, TAILNET_ERR_TIMEOUT, 0, t->rim->now_ms);
+        tn_link_end(t, l, TAILNET_ERR_TIMEOUT, 0);
     switch (l->state) {
     case TN_LINK_PROXY:
         tn_link_ask_proxy(t, l);
@@ -13718,25 +13729,25 @@ typedef struct tn_relay_letter {
 } tn_relay_letter;
 
 typedef struct tn_relay_link {
-    tn_derp         derp;
-    uint64_t        deadline_ms;            /* of the state                       */
-    uint64_t        written_ms;             /* the last packet for it             */
-    uint64_t        pong_ms;                /* a pong has to come by then         */
-    uint64_t        restart_ms;             /* until then failing is no error     */
-    uint32_t        restart_in_ms;
     tn_relay_state  state, from;            /* from: what CLOSING ended           */
     tailnet_result  why;                    /* what ended the last connection     */
-    uint16_t        region;                 /* 0: the slot is free                */
-    uint16_t        next_region;            /* CLOSING: what comes then           */
-    uint16_t        status;                 /* of HTTP, when the upgrade failed   */
     uint8_t         node;                   /* which of the region is tried       */
     uint8_t         errors;                 /* one after another                  */
     uint8_t         due;                    /* TN_RELAY_DUE_                      */
     bool            stuck;                  /* due, but there was no room         */
     bool            said;                   /* our login is written               */
     bool            fast, never_fast;       /* login went with the request        */
+    uint16_t        region;                 /* 0: the slot is free                */
+    uint16_t        next_region;            /* CLOSING: what comes then           */
+    uint16_t        status;                 /* of HTTP, when the upgrade failed   */
+    uint32_t        restart_in_ms;
+    uint64_t        deadline_ms;            /* of the state                       */
+    uint64_t        written_ms;             /* the last packet for it             */
+    uint64_t        pong_ms;                /* a pong has to come by then         */
+    uint64_t        restart_ms;             /* until then failing is no error     */
     uint8_t         pong[8];                /* to be answered, or expected        */
     uint8_t         ping[8];
+    tn_derp         derp;
     tn_relay_letter letter;
 } tn_relay_link;
 
@@ -13747,16 +13758,16 @@ typedef union tn_relay_store {
 } tn_relay_store;
 
 typedef struct tn_relay {
+    bool            on;
+    uint8_t         count;
+    uint16_t        home;                   /* the region we serve                */
+    uint16_t        wanted;                 /* the one it shall be                */
     tn_relay_link  *links;
     tn_relay_store *stores;
     uint8_t        *via;                    /* per peer: slot + 1, or 0           */
     size_t          peers;
     uint64_t        up_ms;                  /* when home was last seen open       */
     uint64_t        move_ms;                /* when to move, control knowing it   */
-    uint16_t        home;                   /* the region we serve                */
-    uint16_t        wanted;                 /* the one it shall be                */
-    uint8_t         count;
-    bool            on;
 } tn_relay;
 
 /* From row to column: may that happen? */
@@ -13806,6 +13817,13 @@ static void tn_relay_enter(tn_relay_link *l, tn_relay_state next, uint64_t now_m
         l->stuck   = false;
         tn_derp_start(&l->derp, false);
     }
+}
+
+/* Dials (again) after that delay. */
+static void tn_relay_wait(tn_relay_link *l, uint32_t delay_ms, uint64_t now_ms)
+{
+    tn_relay_enter(l, TN_RELAY_WAIT, now_ms);
+    l->deadline_ms = tn_time_add(now_ms, delay_ms);
 }
 
 /* Ends a connection, or the attempt; region next comes into the slot then. */
@@ -13871,8 +13889,7 @@ static void tn_relay_assign(tn_relay_link *l, uint16_t region, uint64_t now_ms)
     l->never_fast  = false;
     l->restart_ms  = 0;
     l->written_ms  = now_ms;
-    tn_relay_enter(l, TN_RELAY_WAIT, now_ms);
-    l->deadline_ms = now_ms;
+    tn_relay_wait(l, 0, now_ms);
 }
 
 /* ---- the home region ---- */
@@ -14033,37 +14050,29 @@ static bool tn_relay_is_stale(const tn_relay *r, const tn_relay_link *l, uint64_
 /* One slot. True: there is a wish. */
 static bool tn_relay_step_slot(tn_relay *r, unsigned slot, uint64_t now_ms, tn_relay_wish *wish)
 {
-    tn_relay_link *l = &r->links[slot];
+    tn_relay_link *l     = &r->links[slot];
+    bool           waits = l->state == TN_RELAY_WAIT;
+    bool           over  = !r->on || ((waits || l->state == TN_RELAY_OPEN) &&
+                                      tn_relay_is_stale(r, l, now_ms));
 
     wish->slot   = (uint8_t)slot;
     wish->region = l->region;
     wish->node   = l->node;
-    switch (l->state) {
-    case TN_RELAY_IDLE:
-        return false;
-    case TN_RELAY_WAIT:
-        if (!r->on || tn_relay_is_stale(r, l, now_ms)) tn_relay_free(l, now_ms);
-        if (l->state == TN_RELAY_IDLE || now_ms < l->deadline_ms) return false;
+    wish->kind   = TN_RELAY_DO_CLOSE;
+    if (waits) {
+        if (over) tn_relay_free(l, now_ms);
+        if (over || now_ms < l->deadline_ms) return false;
         tn_relay_enter(l, TN_RELAY_OPENING, now_ms);
         wish->kind = TN_RELAY_DO_OPEN;
         return true;
-    case TN_RELAY_OPENING:
-    case TN_RELAY_UPGRADE:
-    case TN_RELAY_LOGIN:
-        if (!r->on)                        tn_relay_leave(l, TAILNET_OK, 0, now_ms);
-        else if (now_ms >= l->deadline_ms) tn_relay_fail(l, TAILNET_ERR_TIMEOUT, now_ms);
-        break;
-    case TN_RELAY_OPEN:
-        if (!r->on || tn_relay_is_stale(r, l, now_ms)) tn_relay_leave(l, TAILNET_OK, 0, now_ms);
+    }
+    if (l->state != TN_RELAY_IDLE && l->state != TN_RELAY_CLOSING) {
+        if (over) tn_relay_leave(l, TAILNET_OK, 0, now_ms);
         else if (now_ms >= l->deadline_ms || now_ms >= l->pong_ms)
             tn_relay_fail(l, TAILNET_ERR_TIMEOUT, now_ms);
-        break;
-    case TN_RELAY_CLOSING:
-        break;
     }
     if ((l->due & TN_RELAY_DUE_CLOSE) == 0) return false;
     l->due &= (uint8_t)~(unsigned)TN_RELAY_DUE_CLOSE;
-    wish->kind = TN_RELAY_DO_CLOSE;
     return true;
 }
 
@@ -14151,8 +14160,7 @@ static void tn_relay_retry(tn_relay_link *l, uint32_t least_ms, uint64_t now_ms,
         wait = least_ms + tn_relay_backoff_ms(l->errors, rnd);
     }
     l->node = 0;
-    tn_relay_enter(l, TN_RELAY_WAIT, now_ms);
-    l->deadline_ms = tn_time_add(now_ms, wait);
+    tn_relay_wait(l, wait, now_ms);
 }
 
 /* The link of this slot is gone, for whatever reason. rnd: any random number. */
@@ -14169,16 +14177,14 @@ static void tn_relay_closed(tn_relay *r, unsigned slot, uint64_t now_ms, uint32_
     for (i = 0; i < r->peers; i++)
         if (r->via[i] == slot + 1) r->via[i] = 0;
 
-    if (!r->on || l->next_region == 0) {
+    if (!r->on || l->next_region == 0 ||
+        (l->next_region == l->region && tn_relay_is_stale(r, l, now_ms))) {
         tn_relay_free(l, now_ms);
     } else if (l->next_region != l->region) {
         tn_relay_assign(l, l->next_region, now_ms);
-    } else if (tn_relay_is_stale(r, l, now_ms)) {
-        tn_relay_free(l, now_ms);
     } else if (l->from == TN_RELAY_OPENING) {
         if (l->node < 255) l->node++;       /* the next one at once               */
-        tn_relay_enter(l, TN_RELAY_WAIT, now_ms);
-        l->deadline_ms = now_ms;
+        tn_relay_wait(l, 0, now_ms);
     } else {
         tn_relay_retry(l, rejected ? TN_RELAY_REJECTED_MS : 0, now_ms, rnd);
     }
@@ -14190,8 +14196,7 @@ static void tn_relay_later(tn_relay *r, unsigned slot, uint64_t now_ms)
     tn_relay_link *l = &r->links[slot];
     if (l->state != TN_RELAY_OPENING) return;
     tn_relay_leave(l, TAILNET_ERR_AGAIN, l->region, now_ms);
-    tn_relay_enter(l, TN_RELAY_WAIT, now_ms);
-    l->deadline_ms = tn_time_add(now_ms, TN_RELAY_LATER_MS);
+    tn_relay_wait(l, TN_RELAY_LATER_MS, now_ms);
 }
 
 /* The wish to open named a node that the region does not have: all were tried. */
@@ -14525,10 +14530,11 @@ static void tn_relay_forget_peer(tn_relay *r, size_t peer)
  * Owns:    the control connection from wish to bytes: Noise, HTTP/2 and JSON
  *          states, the two record buffers, what the server last said.
  * Calls:   >>base, >>crypto, >>rim, >>key, >>json, >>http, >>noise, >>link, >>map.
- * States:  IDLE -> KEY -> DIAL -> UPGRADE -> REGISTER -> STREAM -> RUN;
- *          UPGRADE -> STREAM, REGISTER -> FOLLOWUP -> STREAM, FOLLOWUP ->
- *          REGISTER, STREAM/RUN -> REGISTER; from every state but IDLE to
- *          PAUSE and to IDLE; PAUSE -> KEY, DIAL.
+ * States:  IDLE -> PAUSE -> KEY -> PAUSE -> DIAL -> UPGRADE -> REGISTER ->
+ *          STREAM -> RUN; PAUSE -> DIAL when the key is known; UPGRADE ->
+ *          STREAM, FOLLOWUP; REGISTER -> FOLLOWUP -> STREAM; FOLLOWUP, STREAM,
+ *          RUN -> REGISTER; KEY, REGISTER and FOLLOWUP begin anew; from every
+ *          state but IDLE to PAUSE and to IDLE.
  * Always:  every state but IDLE has a deadline. A request under way is built
  *          from frozen inputs. No message is ever in memory as a whole.
  * Trust:   bytes inside Noise are as trustworthy as the server key, which is
@@ -14564,16 +14570,16 @@ typedef enum tn_ctl_state {
 
 /* From row to column: may that happen? */
 static const uint16_t tn_ctl_arrows[9] = {
-    /* IDLE     */ 1u << TN_CTL_KEY | 1u << TN_CTL_DIAL | 1u << TN_CTL_PAUSE,
-    /* KEY      */ 1u << TN_CTL_DIAL | 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE | 1u << TN_CTL_KEY,
+    /* IDLE     */ 1u << TN_CTL_PAUSE,
+    /* KEY      */ 1u << TN_CTL_KEY | 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
     /* DIAL     */ 1u << TN_CTL_UPGRADE | 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
-    /* UPGRADE  */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_STREAM | 1u << TN_CTL_PAUSE |
-        1u << TN_CTL_IDLE,
-    /* REGISTER */ 1u << TN_CTL_FOLLOWUP | 1u << TN_CTL_STREAM | 1u << TN_CTL_REGISTER |
+    /* UPGRADE  */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_FOLLOWUP | 1u << TN_CTL_STREAM |
+        1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
+    /* REGISTER */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_FOLLOWUP | 1u << TN_CTL_STREAM |
         1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
     /* FOLLOWUP */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_FOLLOWUP | 1u << TN_CTL_STREAM |
         1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
-    /* STREAM   */ 1u << TN_CTL_RUN | 1u << TN_CTL_REGISTER | 1u << TN_CTL_PAUSE |
+    /* STREAM   */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_RUN | 1u << TN_CTL_PAUSE |
         1u << TN_CTL_IDLE,
     /* RUN      */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
     /* PAUSE    */ 1u << TN_CTL_KEY | 1u << TN_CTL_DIAL | 1u << TN_CTL_IDLE
@@ -14614,7 +14620,7 @@ typedef struct tn_ctl_world {
     tn_map             *map;
     tn_flt             *flt;
     tn_key_state       *keys;
-    const uint8_t      *node_public;        /* of keys->node                        */
+    uint8_t            *node_public;        /* of keys->node; follows a new key     */
     const tailnet_desc *desc;
     const tn_ctl_wish  *wish;
     bool                tls_free;           /* control may keep a TLS engine        */
@@ -14653,7 +14659,7 @@ typedef struct tn_ctl {
     bool            over_tls;               /* carrier of the present dial          */
     bool            plain_failed;           /* the last plain one failed            */
     bool            key_known;              /* server_key may be used               */
-    bool            proven;                 /* key: head read; else: a record opened */
+    bool            proven;                 /* the head of an HTTP/1 answer was read */
     bool            expired_once;           /* NodeKeyExpired in this login already */
     bool            lite_dirty, pinged, dialled;
     bool            refused;                /* cannot go on, see the problem        */
@@ -14684,7 +14690,8 @@ typedef struct tn_ctl {
         tn_h1 h1;                           /* key fetch and upgrade                */
         tn_h2 h2;                           /* from then on                         */
     } u;
-    tn_js           js;
+    tn_js           js;                     /* of the map message, of the key       */
+    tn_js           asked_js;               /* of a registration's answer           */
     tn_rd           plain;                  /* decrypted and not yet eaten          */
     tn_rd           piece;                  /* of a body, not yet eaten             */
     uint32_t        piece_stream;
@@ -14697,14 +14704,17 @@ typedef struct tn_ctl {
 
 /* ---- request bodies: built whole every time, the window cuts ---- */
 
+/* Left out while we have no home: a server then keeps the one it knows of our
+ * last run, and peers reach us there at once (hscontrol/state). */
 static void tn_ctl_w_netinfo(tn_js_w *w, const tn_ctl_wish *wish)
 {
+    if (wish->home_region == 0) return;
     tn_js_w_key(w, "NetInfo");
     tn_js_w_object(w);
     tn_js_w_member_bool(w, "MappingVariesByDestIP", wish->varies);
     tn_js_w_member_bool(w, "WorkingIPv6", wish->ip6);
     tn_js_w_member_bool(w, "WorkingUDP", wish->udp);
-    if (wish->home_region != 0) tn_js_w_member_uint(w, "PreferredDERP", wish->home_region);
+    tn_js_w_member_uint(w, "PreferredDERP", wish->home_region);
     tn_js_w_object_end(w);
 }
 
@@ -14920,11 +14930,18 @@ static void tn_ctl_enter(tn_ctl *c, tn_ctl_state next, uint64_t deadline_ms)
     c->news |= TN_CTL_NEWS_STATE;
 }
 
+/* Causes that come and go, and say nothing of what is wrong. */
+static bool tn_ctl_is_weak(tailnet_result why)
+{
+    return why == TAILNET_OK || why == TAILNET_ERR_NETWORK || why == TAILNET_ERR_TIMEOUT ||
+           why == TAILNET_ERR_AGAIN;
+}
+
 /* Notes trouble for the user. Within one episode the first cause stays: the
  * time-out that follows a bad certificate says less than the certificate. */
 static void tn_ctl_trouble(tn_ctl *c, tailnet_result why, const char *section, int32_t detail)
 {
-    if (c->why != TAILNET_OK) return;
+    if (c->why != TAILNET_OK && (!tn_ctl_is_weak(c->why) || tn_ctl_is_weak(why))) return;
     c->why         = why;
     c->why_section = section;
     c->detail      = (uint32_t)detail;
@@ -14994,28 +15011,37 @@ static void tn_ctl_refuse(tn_ctl *c, tn_ctl_world *x, tailnet_result why, int32_
 
 /* ---- dialling ---- */
 
-static uint8_t tn_ctl_dial(tn_ctl *c, tn_ctl_world *x, const tn_ctl_target *t, bool tls,
-                           uint8_t purpose, tailnet_link *out)
+/* Opens a link to the host that stands in c->host. */
+static bool tn_ctl_dial_host(tn_ctl *c, tn_ctl_world *x, uint16_t port, bool tls, uint8_t purpose,
+                             tailnet_link *out)
 {
     tailnet_dial   dial;
-    tailnet_addr   ip;
+    tailnet_addr  *ip = &dial.addr4;
     tailnet_result r;
 
     memset(&dial, 0, sizeof dial);
-    tn_text_copy(c->host, sizeof c->host, t->host, t->host_len);
     dial.host = c->host;
-    dial.port = c->port;
+    dial.port = port;
     dial.tls  = tls;
-    if (tn_ip_parse(&ip, t->host, t->host_len)) {
-        ip.port = c->port;
-        if (ip.family == 4) dial.addr4 = ip;
-        else                dial.addr6 = ip;
+    if (tn_ip_parse(ip, c->host, strlen(c->host))) {
+        ip->port = port;
+        if (ip->family == 6) {
+            dial.addr6 = *ip;
+            memset(ip, 0, sizeof *ip);
+        }
     }
     r = tn_link_open(x->links, &dial, purpose, out);
-    if (r == TAILNET_OK) return 1;
+    if (r == TAILNET_OK) return true;
     *out = 0;
-    if (r != TAILNET_ERR_AGAIN) tn_ctl_trouble(c, r, "link", 0);
-    return 0;
+    if (r != TAILNET_ERR_AGAIN && out == &c->link) tn_ctl_trouble(c, r, "link", 0);
+    return false;
+}
+
+static bool tn_ctl_dial(tn_ctl *c, tn_ctl_world *x, const tn_ctl_target *t, bool tls,
+                        uint8_t purpose)
+{
+    tn_text_copy(c->host, sizeof c->host, t->host, t->host_len);
+    return tn_ctl_dial_host(c, x, c->port, tls, purpose, &c->link);
 }
 
 /* May the control connection go over port 80 in the clear, under Noise alone?
@@ -15040,7 +15066,7 @@ static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
     if (!c->key_known) {
         c->redirects = 0;
         tn_ctl_enter(c, TN_CTL_KEY, late);
-        if (!tn_ctl_dial(c, x, &t, t.tls, TN_LINK_FOR_KEY, &c->link))
+        if (!tn_ctl_dial(c, x, &t, t.tls, TN_LINK_FOR_KEY))
             tn_ctl_pause(c, x, TAILNET_ERR_AGAIN);
         return;
     }
@@ -15051,7 +15077,7 @@ static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
         return;
     }
     tn_ctl_enter(c, TN_CTL_DIAL, late);
-    if (!tn_ctl_dial(c, x, &t, c->over_tls, TN_LINK_FOR_CONTROL, &c->link))
+    if (!tn_ctl_dial(c, x, &t, c->over_tls, TN_LINK_FOR_CONTROL))
         tn_ctl_pause(c, x, TAILNET_ERR_AGAIN);
 }
 
@@ -15062,11 +15088,24 @@ static void tn_ctl_h1_host(const tn_ctl *c, bool tls, tn_h1_host *out)
     out->usual = tls ? 443 : 80;
 }
 
-/* Sends a whole short text; the link's empty buffer takes it or the attempt failed. */
+/* Goes on sending what stands in out; true: all of it is on its way. */
+static bool tn_ctl_push(tn_ctl *c, tn_ctl_world *x)
+{
+    if (c->out_at < c->out_len)
+        c->out_at = (uint16_t)(c->out_at + tn_link_write(x->links, c->link, c->out + c->out_at,
+                                                         (size_t)(c->out_len - c->out_at)));
+    return c->out_at == c->out_len;
+}
+
+/* Sends a request that was written into out; its rest follows with later steps.
+ * False: it did not fit there. */
 static bool tn_ctl_send(tn_ctl *c, tn_ctl_world *x, const tn_wr *w)
 {
-    return tn_wr_ok(w) &&
-           tn_link_write(x->links, c->link, c->out, tn_wr_len(w)) == tn_wr_len(w);
+    if (!tn_wr_ok(w)) return false;
+    c->out_len = (uint16_t)tn_wr_len(w);
+    c->out_at  = 0;
+    (void)tn_ctl_push(c, x);
+    return true;
 }
 
 /* GET /key?v=N (control/controlclient/direct.go, loadServerPubKeys). After a
@@ -15214,7 +15253,7 @@ static void tn_ctl_redirect(tn_ctl *c, tn_ctl_world *x)
     memcpy(c->text, to.path, to.path_len);
     c->text_len = (uint8_t)to.path_len;
     tn_ctl_enter(c, TN_CTL_KEY, x->rim->now_ms + TN_CTL_DIAL_MS);
-    if (!tn_ctl_dial(c, x, &to, to.tls, TN_LINK_FOR_KEY, &c->link))
+    if (!tn_ctl_dial(c, x, &to, to.tls, TN_LINK_FOR_KEY))
         tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "key", 0);
 }
 
@@ -15315,6 +15354,7 @@ static void tn_ctl_stream(tn_ctl *c, tn_ctl_world *x)
 /* The channel stands: register, or the map at once when the server knows us. */
 static void tn_ctl_connected(tn_ctl *c, tn_ctl_world *x)
 {
+    c->proven = false;
     tn_h2_begin(&c->u.h2, TN_H2_CLIENT);
     if (x->keys->has_server && !x->keys->has_trying && !c->want_login && c->url_len == 0)
         tn_ctl_stream(c, x);
@@ -15324,7 +15364,7 @@ static void tn_ctl_connected(tn_ctl *c, tn_ctl_world *x)
 
 static void tn_ctl_read_upgrade(tn_ctl *c, tn_ctl_world *x)
 {
-    if (c->nz.state == TN_NZ_WAITING && c->u.h1.status == 0) {
+    if (!c->proven) {                       /* here: the head is through */
         tn_h1_result r = tn_ctl_pull_head(c, x);
         if (r == TN_H1_BAD) tn_ctl_upgrade_failed(c, x, TAILNET_ERR_MALFORMED, 0);
         if (r != TN_H1_HEAD_DONE) return;
@@ -15332,6 +15372,7 @@ static void tn_ctl_read_upgrade(tn_ctl *c, tn_ctl_world *x)
             tn_ctl_upgrade_failed(c, x, TAILNET_ERR_CONTROL, (int32_t)c->u.h1.status);
             return;
         }
+        c->proven = true;
     }
     while (c->state == TN_CTL_UPGRADE) {
         size_t         want = tn_nz_want(&c->nz, c->in, c->in_len);
@@ -15367,7 +15408,6 @@ static bool tn_ctl_next_record(tn_ctl *c, tn_ctl_world *x)
         }
         c->in_end = c->in_len;
         c->in_len = 0;
-        c->proven = true;
         tn_rd_over(&c->plain, text, len);
         return true;
     }
@@ -15432,7 +15472,7 @@ static void tn_ctl_collect(tn_ctl *c, const uint8_t *at, size_t len)
 static void tn_ctl_take_answer(tn_ctl *c, tn_js_event ev)
 {
     tn_ctl_answer *a  = &c->answer;
-    tn_js         *js = &c->js;
+    tn_js         *js = &c->asked_js;
 
     if ((ev == TN_JS_OBJECT || ev == TN_JS_ARRAY) && js->depth == 1) {
         tn_js_skip(js);
@@ -15458,6 +15498,7 @@ static void tn_ctl_registered(tn_ctl *c, tn_ctl_world *x)
 {
     if (x->keys->has_trying) {
         tn_key_state_took(x->keys);
+        memcpy(x->node_public, c->asker, 32);   /* the next request names it already */
         c->news |= TN_CTL_NEWS_KEY;
     }
     memcpy(x->keys->server, c->server_key, 32);
@@ -15484,7 +15525,9 @@ static void tn_ctl_rotate(tn_ctl *c, tn_ctl_world *x)
     if (!tn_rim_random(x->rim, fresh, sizeof fresh)) return;
     tn_key_state_try(x->keys, fresh);
     tn_wipe(fresh, sizeof fresh);
-    c->news |= TN_CTL_NEWS_SAVE;
+    c->url_len = 0;                         /* the page, if any, was for the other key */
+    c->url[0]  = '\0';
+    c->news |= TN_CTL_NEWS_SAVE | TN_CTL_NEWS_LOGIN;
     tn_ctl_register(c, x);
 }
 
@@ -15516,15 +15559,15 @@ static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status, uin
                       (int32_t)status);
     } else if (a->error) {
         tn_ctl_refuse(c, x, TAILNET_ERR_CONTROL, 200);
-    } else if (!tn_js_done(&c->js)) {
+    } else if (!tn_js_done(&c->asked_js)) {
         tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "control", 0);
     } else if (a->signature) {
         tn_ctl_refuse(c, x, TAILNET_ERR_UNSUPPORTED, 200);
-    } else if (a->expired) {
+    } else if (a->expired && !(x->keys->has_trying && a->has_url)) {
         tn_ctl_rotate(c, x);
     } else if (a->has_url) {
         tn_ctl_follow(c, x);
-    } else if (c->js.at <= 5) {             /* "null": an ephemeral node was being removed */
+    } else if (c->asked_js.at <= 5) {             /* "null": an ephemeral node was being removed */
         tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", 0);
     } else {
         tn_ctl_registered(c, x);
@@ -15581,6 +15624,7 @@ static void tn_ctl_finish(tn_ctl *c, tn_ctl_world *x, tn_ctl_asked *q, uint32_t 
         tn_ctl_logged_out(c, x);
         break;
     case TN_CTL_ASK_STREAM:
+        if (stream == c->next_stream) c->next_stream = 0;
         if (status != 200) {
             tn_ctl_map_refused(c, x, status);
         } else if (stream == c->map_stream) {
@@ -15608,7 +15652,7 @@ static void tn_ctl_message_done(tn_ctl *c, tn_ctl_world *x)
 {
     uint64_t now = x->rim->now_ms;
     c->message_open = false;
-    c->deadline_ms  = now + TN_CTL_WATCHDOG_MS;
+    if (c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN) c->deadline_ms = now + TN_CTL_WATCHDOG_MS;
     if (x->map->control_time_ms != 0) tn_rim_learn_time(x->rim, x->map->control_time_ms);
     if (c->state == TN_CTL_STREAM && !x->map->first) {
         tn_ctl_enter(c, TN_CTL_RUN, c->deadline_ms);
@@ -15681,8 +15725,8 @@ static tn_ctl_turn tn_ctl_take_piece(tn_ctl *c, tn_ctl_world *x)
         if (c->piece_stream != c->map_stream) tn_rd_bytes(&c->piece, n);
         else if (n != 0 || c->fed) return tn_ctl_take_map(c, x);
     } else if (q != NULL && q->kind == TN_CTL_ASK_REGISTER && q->status == 200) {
-        tn_js_feed(&c->js, tn_rd_bytes(&c->piece, n), n);
-        while ((ev = tn_js_next(&c->js)) > TN_JS_MORE) tn_ctl_take_answer(c, ev);
+        tn_js_feed(&c->asked_js, tn_rd_bytes(&c->piece, n), n);
+        while ((ev = tn_js_next(&c->asked_js)) > TN_JS_MORE) tn_ctl_take_answer(c, ev);
     } else if (q != NULL && q->status != 200) {
         tn_ctl_collect(c, tn_rd_bytes(&c->piece, n), n);
     } else {
@@ -15698,7 +15742,7 @@ static void tn_ctl_response(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
     if (q == NULL) return;
     q->status = ev->status;
     if (ev->status != 200) c->text_len = 0;
-    if (q->kind == TN_CTL_ASK_REGISTER) tn_js_init(&c->js);
+    if (q->kind == TN_CTL_ASK_REGISTER) tn_js_init(&c->asked_js);
     if (q->kind == TN_CTL_ASK_STREAM && ev->status == 200) {
         if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
         if (c->map_stream != 0 && tn_ctl_asked_on(c, c->map_stream) != NULL)
@@ -15881,11 +15925,7 @@ static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
         tn_ctl_kind kind;
         tn_wr       w;
         size_t      len;
-        if (c->out_at < c->out_len) {
-            c->out_at = (uint16_t)(c->out_at + tn_link_write(x->links, c->link, c->out + c->out_at,
-                                                             (size_t)(c->out_len - c->out_at)));
-            if (c->out_at < c->out_len) return;
-        }
+        if (!tn_ctl_push(c, x)) return;
         tn_wr_over(&w, c->out + 3, sizeof c->out - 19);
         (void)tn_h2_flush(&c->u.h2, &w);
         if (c->rq.stream != 0) {
@@ -15908,26 +15948,11 @@ static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
 {
     const char   *url = x->map->work.ping.url;
     tn_ctl_target t;
-    tailnet_dial  dial;
 
     if (c->aux != 0 || !tn_ctl_url_parse(&t, url, x->map->work.ping.url_len)) return;
     if (!tn_is(t.host, t.host_len, c->host) || t.path_len == 0) return;
     if (t.path_len >= sizeof c->text || c->state != TN_CTL_RUN) return;
-    memset(&dial, 0, sizeof dial);
-    dial.host = c->host;
-    dial.port = t.port;
-    dial.tls  = t.tls;
-    if (tn_ip_parse(&dial.addr4, c->host, strlen(c->host))) {
-        dial.addr4.port = t.port;
-        if (dial.addr4.family == 6) {
-            dial.addr6 = dial.addr4;
-            memset(&dial.addr4, 0, sizeof dial.addr4);
-        }
-    }
-    if (tn_link_open(x->links, &dial, TN_LINK_FOR_KEY, &c->aux) != TAILNET_OK) {
-        c->aux = 0;
-        return;
-    }
+    if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->aux)) return;
     tn_text_copy(c->text, sizeof c->text, t.path, t.path_len);
     c->aux_sent        = false;
     c->aux_deadline_ms = x->rim->now_ms + TN_CTL_AUX_MS;
@@ -15953,6 +15978,7 @@ static void tn_ctl_send_aux(tn_ctl *c, tn_ctl_world *x)
     tn_wr_text(&w, c->host);
     tn_wr_text(&w, tail);
     (void)tn_link_write(x->links, c->aux, text, tn_wr_len(&w));
+    tn_link_lend(x->links, c->aux, (uint8_t *)c->text, sizeof c->text, NULL, 0);
     c->aux_sent = true;
 }
 
@@ -15975,6 +16001,7 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
             c->rq.stream = 0;
         }
     } else if (tn_ctl_ping_is_head(p)) {
+        if (c->aux != 0) return false;      /* one visit at a time */
         tn_ctl_begin_aux(c, x);
     }
     return true;
@@ -16031,7 +16058,7 @@ static void tn_ctl_login(tn_ctl *c, tn_ctl_world *x)
     c->url_len                   = 0;
     c->url[0]                    = '\0';
     if (c->state == TN_CTL_RUN || c->state == TN_CTL_STREAM) tn_ctl_register(c, x);
-    else if (c->state != TN_CTL_IDLE) tn_ctl_pause(c, x, TAILNET_OK);
+    else if (c->state != TN_CTL_IDLE && c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_OK);
     if (c->state == TN_CTL_PAUSE) c->deadline_ms = x->rim->now_ms;
 }
 
@@ -16110,6 +16137,7 @@ static tn_ctl_turn tn_ctl_step(tn_ctl *c, tn_ctl_world *x)
     tn_ctl_turn turn = TN_CTL_QUIET;
 
     tn_ctl_late(c, x);
+    if (c->link != 0) (void)tn_ctl_push(c, x);
     if (c->state == TN_CTL_KEY && c->link != 0) tn_ctl_read_key(c, x);
     if (c->state == TN_CTL_UPGRADE && c->link != 0) tn_ctl_read_upgrade(c, x);
     if (tn_ctl_is_noise(c) && !c->ping_waits) turn = tn_ctl_read(c, x);
@@ -16268,48 +16296,48 @@ typedef struct tn_node_ping {
     bool         asked, answered, has;   /* has: an answer to show */
 } tn_node_ping;
 
+/* Small and much used first: short offsets make short code. */
 struct tailnet_node {
     tn_rim          rim;
+    tailnet_state   state;
+    uint32_t        events;
+    bool            up, want_down, mapped, more, network_down;
+    bool            expired_seen;           /* a login was begun for this expiry  */
+    bool            relay_again;            /* connect anew once all links are down */
+    uint8_t         disco_turn;             /* round robin over disco keys        */
+    uint16_t        turn;                   /* and over sessions                  */
+    uint16_t        relay_slots;
+    tn_session     *sessions;
+    uint16_t       *slot_of;                /* per peer: its session              */
+    tn_node_relay  *relays;
+    tn_staged      *staged;
+    uint8_t        *staged_bytes, *map_memory;
+    uint8_t        *scratch;                /* one packet with room around it     */
+    uint8_t        *streams;                /* tls_by_caller: in and out of each relay */
+    uint64_t       *seen;                   /* per peer: its greatest stamp       */
+    tn_flt_range   *ranges;
+    tn_flt_flow    *flows;
+    uint32_t        staged_size;            /* bytes of one staged packet's place */
+    uint64_t        expiry_at_ms;           /* when somebody's key expires        */
+    uint64_t        server_unix_ms, server_at_ms;   /* its clock, and when it said so */
+    tailnet_stats   stats;
+    tn_links        links;
+    tn_relay        relay;
+    tailnet_problem problem;
+    tn_node_ping    ping;
     tailnet_desc    desc;
     tn_key_state    keys;
     uint8_t         node_public[32];
     uint8_t         disco_private[32], disco_public[32];
-    tn_links        links;
-    tn_map          map;
-    tn_flt          flt;
-    tn_relay        relay;
-    tn_ctl          ctl;
-    tn_ctl_wish     wish;
     tn_wg_device    wg;
-    tn_session     *sessions;
-    tn_staged      *staged;
-    uint8_t        *staged_bytes, *map_memory;
-    uint8_t        *streams;                /* tls_by_caller: in and out of each relay */
-    tn_flt_range   *ranges;
-    tn_flt_flow    *flows;
-    uint64_t       *seen;                   /* per peer: its greatest stamp       */
-    uint16_t       *slot_of;                /* per peer: its session              */
-    tn_node_relay  *relays;
-    tn_agenda       agenda[TN_NODE_AGENDA];
+    tn_flt          flt;
     tn_disco_key    disco[TN_NODE_DISCO_KEYS];
-    tn_node_ping    ping;
-    tailnet_state   state;
-    uint32_t        events;
-    uint32_t        staged_size;            /* bytes of one staged packet's place */
-    uint64_t        expiry_at_ms;           /* when somebody's key expires        */
-    tailnet_stats   stats;
-    tailnet_problem problem;
-    uint16_t        relay_slots;
-    uint16_t        turn;                   /* round robin over sessions          */
-    uint8_t         disco_turn;             /* and over remembered disco keys     */
-    bool            up, want_down, mapped, more, network_down;
-    bool            expired_seen;           /* a login was begun for this expiry  */
-    bool            relay_again;            /* connect anew once all links are down */
-    uint64_t        server_unix_ms, server_at_ms;   /* its clock, and when it said so */
+    tn_agenda       agenda[TN_NODE_AGENDA];
     tailnet_crypt   work[TAILNET_BATCH], opened[TAILNET_BATCH];
     tn_piece        pieces[TAILNET_BATCH];
-    uint8_t        *scratch;                /* one packet with room around it     */
-    uint32_t        scratch_size;
+    tn_ctl_wish     wish;
+    tn_map          map;
+    tn_ctl          ctl;
 };
 
 /* ---- memory ---- */
@@ -16529,6 +16557,14 @@ static void tn_node_trouble(tailnet_node *n, tailnet_result why, const char *sec
 
 /* ---- bytes out ---- */
 
+/* A run of one, in memory of ours. */
+static void tn_node_buf(tailnet_buf *pkt, uint8_t *data, size_t len)
+{
+    memset(pkt, 0, sizeof *pkt);
+    pkt->base = data;
+    pkt->cap = pkt->len = (uint32_t)len;
+}
+
 /* Puts what a relay link has gathered on its way. */
 static void tn_node_flush(tailnet_node *n)
 {
@@ -16607,9 +16643,7 @@ static tailnet_result tn_node_send(tailnet_node *n, tn_session *s, tailnet_buf *
 static void tn_node_send_bytes(tailnet_node *n, tn_session *s, uint8_t *data, size_t len)
 {
     tailnet_buf pkt;
-    memset(&pkt, 0, sizeof pkt);
-    pkt.base = data;
-    pkt.cap = pkt.len = (uint32_t)len;
+    tn_node_buf(&pkt, data, len);
     (void)tn_node_send(n, s, &pkt, 1, true);
 }
 
@@ -16621,9 +16655,7 @@ static void tn_node_answer(tailnet_node *n, const tn_origin *to, uint8_t *data, 
         (void)tn_node_post_relay(n, to->slot, to->key, data, len, true);
         return;
     }
-    memset(&pkt, 0, sizeof pkt);
-    pkt.base = data;
-    pkt.cap = pkt.len = (uint32_t)len;
+    tn_node_buf(&pkt, data, len);
     n->stats.udp_out++;
     (void)tn_rim_udp_output(&n->rim, &to->addr, &pkt, 1);
 }
@@ -16658,9 +16690,7 @@ static tailnet_result tn_node_seal_one(tailnet_node *n, tn_session *s, uint8_t *
         tn_wg_seal_begin(&s->wg, datagram, len, n->desc.mtu, n->rim.now_ms, &n->work[0]);
     if (v != TN_WG_OK) return TAILNET_ERR_AGAIN;
     tn_node_crypt(n, 1);
-    memset(&pkt, 0, sizeof pkt);
-    pkt.base = datagram;
-    pkt.cap = pkt.len = n->work[0].len + TN_WG_OVERHEAD;
+    tn_node_buf(&pkt, datagram, n->work[0].len + TN_WG_OVERHEAD);
     return tn_node_send(n, s, &pkt, 1, len == 0);
 }
 
@@ -16759,6 +16789,289 @@ static void tn_node_session_news(tailnet_node *n, tn_session *s, unsigned news)
     }
 }
 
+/* ---- names ---- */
+
+#ifndef TAILNET_NO_DNS
+
+/* Where the resolver is asked, and its name (net/tsaddr, net/dns/resolver). */
+#define TN_NODE_DNS_IP4  "100.100.100.100"
+#define TN_NODE_DNS_IP6  "fd7a:115c:a1e0::53"
+#define TN_NODE_DNS_NAME "magicdns.localhost-tailscale-daemon"
+
+/* One question, and what the map has for it. */
+typedef struct tn_node_dns {
+    tn_dns_question q;
+    tn_dns_answer   a;
+    tailnet_addr    ip4, ip6;               /* of the name; family 0: none        */
+    tailnet_addr    asked;                  /* the address of a reverse name      */
+    char            target[TN_MAP_FQDN];
+} tn_node_dns;
+
+static bool tn_node_is_resolver(const tailnet_addr *ip)
+{
+    tailnet_addr own;
+    (void)tn_ip_parse(&own, TN_NODE_DNS_IP4, sizeof TN_NODE_DNS_IP4 - 1);
+    if (tn_ip_same(ip, &own)) return true;
+    (void)tn_ip_parse(&own, TN_NODE_DNS_IP6, sizeof TN_NODE_DNS_IP6 - 1);
+    return tn_ip_same(ip, &own);
+}
+
+/* Is the question about exactly this name? */
+static bool tn_node_dns_is(const tn_node_dns *d, const char *name)
+{
+    return tn_dns_under(d->q.name, d->q.len, name) == d->q.len;
+}
+
+/* The zone that answers for the name when nothing in it does: the longest of ours,
+ * or none. A record that no other resolver's route covers is a zone of its own. */
+static void tn_node_dns_zone(const tailnet_node *n, tn_node_dns *d)
+{
+    const char  *name = d->q.name, *text = "";
+    size_t       len = d->q.len, best = 0, record = 0, routed = 0, zone, i;
+    uint8_t      kind = 0;
+    tailnet_addr addr;
+
+    if (n->map.dns_proxied) {
+        best = tn_dns_under(name, len, tn_map_suffix(&n->map));
+        zone = tn_dns_reverse_zone(name, len);
+        if (zone > best) best = zone;
+    }
+    for (i = 0; tn_map_dns(&n->map, i, &kind, &text, &addr); i++) {
+        if (kind != TN_MAP_DNS_SPLIT && kind != TN_MAP_DNS_RECORD) continue;
+        zone = tn_dns_under(name, len, text);
+        if (kind == TN_MAP_DNS_RECORD && zone > record) record = zone;
+        if (kind == TN_MAP_DNS_SPLIT && addr.family != 0 && zone > routed) routed = zone;
+        if (kind == TN_MAP_DNS_SPLIT && addr.family == 0 && zone > best) best = zone;
+    }
+    if (best == 0 && routed == 0) best = record;
+    d->a.zone_len = best;
+}
+
+/* The map's own records, which come before its nodes. */
+static bool tn_node_dns_record(const tailnet_node *n, tn_node_dns *d)
+{
+    const char  *text = "";
+    uint8_t      kind = 0;
+    size_t       i;
+    bool         found = false;
+    tailnet_addr addr;
+
+    for (i = 0; tn_map_dns(&n->map, i, &kind, &text, &addr); i++) {
+        tailnet_addr *ip = addr.family == 4 ? &d->ip4 : &d->ip6;
+        if (kind != TN_MAP_DNS_RECORD || !tn_node_dns_is(d, text)) continue;
+        if (ip->family == 0) *ip = addr;
+        found = true;
+    }
+    return found;
+}
+
+/* A node, by whole name or first label. IPv6 is told only where it is all there is,
+ * unless our node is one that shall see both (reference: magicDNSHostAddrs). */
+static bool tn_node_dns_host(const tailnet_node *n, tn_node_dns *d)
+{
+    const tn_map_self *self  = &n->map.self;
+    bool               plain = memchr(d->q.name, '.', d->q.len) == NULL;
+    uint16_t           at    = 0;
+    char               label[64];
+
+    if (plain && !n->map.dns_proxied) return false;
+    (void)tn_text_copy(label, sizeof label, self->name,
+                       tn_map_label_len(self->name, strlen(self->name)));
+    if (tn_node_dns_is(d, plain ? label : self->name)) {
+        d->ip4 = self->ip4;
+        d->ip6 = self->ip6;
+    } else {
+        if (!tn_map_by_name(&n->map, d->q.name, d->q.len, &at)) return false;
+        tn_map_addr(tn_map_peer_at(&n->map, at), 4, &d->ip4);
+        tn_map_addr(tn_map_peer_at(&n->map, at), 6, &d->ip6);
+    }
+    if (self->ip4.family == 0) d->ip4.family = 0;
+    else if (d->ip4.family != 0 && !self->ipv6_names) d->ip6.family = 0;
+    return true;
+}
+
+/* The service's own name, and names that hold an address. */
+static bool tn_node_dns_fixed(tn_node_dns *d)
+{
+    if (!tn_node_dns_is(d, TN_NODE_DNS_NAME)) return tn_dns_via(d->q.name, d->q.len, &d->ip6);
+    (void)tn_ip_parse(&d->ip4, TN_NODE_DNS_IP4, sizeof TN_NODE_DNS_IP4 - 1);
+    (void)tn_ip_parse(&d->ip6, TN_NODE_DNS_IP6, sizeof TN_NODE_DNS_IP6 - 1);
+    return true;
+}
+
+/* The name of a peer, if it leads back to it: one that is kept only in part, or
+ * in a domain that is not ours, is not told. */
+static const char *tn_node_dns_peer_name(const tailnet_node *n, tn_node_dns *d, uint16_t at)
+{
+    const tn_map_peer *p    = tn_map_peer_at(&n->map, at);
+    uint16_t           back = TN_MAP_NONE;
+    tn_wr              w;
+    tn_wr_over(&w, d->target, sizeof d->target - 1);
+    tn_wr_text(&w, p->name);
+    tn_wr_u8(&w, '.');
+    tn_wr_text(&w, tn_map_domain(&n->map, p));
+    d->target[tn_wr_len(&w)] = '\0';
+    if (!tn_wr_ok(&w) || !tn_map_by_name(&n->map, d->target, tn_wr_len(&w), &back)) return NULL;
+    return back == at ? d->target : NULL;
+}
+
+/* Whose address is it? NULL: nobody's. */
+static const char *tn_node_dns_owner(const tailnet_node *n, tn_node_dns *d, const tailnet_addr *ip)
+{
+    const char  *text = NULL;
+    uint16_t     at   = 0;
+    uint8_t      kind = 0;
+    size_t       i;
+    tailnet_addr addr;
+
+    if (tn_node_is_resolver(ip)) return TN_NODE_DNS_NAME;
+    if (tn_ip_same(ip, &n->map.self.ip4) || tn_ip_same(ip, &n->map.self.ip6))
+        return n->map.self.name;
+    if (tn_map_by_own_ip(&n->map, ip, &at)) text = tn_node_dns_peer_name(n, d, at);
+    if (text != NULL) return text;
+    for (i = 0; tn_map_dns(&n->map, i, &kind, &text, &addr); i++)
+        if (kind == TN_MAP_DNS_RECORD && tn_ip_same(ip, &addr)) return text;
+    return NULL;
+}
+
+/* A reverse name. IPv6 addresses of an older kind hold 24 bits of the IPv4 one. */
+static bool tn_node_dns_reverse(const tailnet_node *n, tn_node_dns *d)
+{
+    static const uint8_t old[13] = { 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0, 0xab,
+                                     0x12, 0x48, 0x43, 0xcd, 0x96, 0x62 };
+    const char  *name;
+    tailnet_addr ip4;
+
+    if (!tn_dns_reverse(d->q.name, d->q.len, &d->asked)) return false;
+    name = tn_node_dns_owner(n, d, &d->asked);
+    if (name == NULL && d->asked.family == 6 && memcmp(d->asked.ip, old, sizeof old) == 0) {
+        memset(&ip4, 0, sizeof ip4);
+        ip4.family = 4;
+        ip4.ip[0]  = 100;
+        memcpy(ip4.ip + 1, d->asked.ip + 13, 3);
+        name = tn_node_dns_owner(n, d, &ip4);
+    }
+    if (name != NULL && tn_dns_name_ok(name)) d->a.target = name;
+    return d->a.target != NULL;
+}
+
+/* Could this be a peer that had no room in the directory, and that reading the map
+ * again has not failed to find? */
+static bool tn_node_dns_missing(const tailnet_node *n, const tn_node_dns *d)
+{
+    size_t      len = d->q.len, label = tn_map_label_len(d->q.name, len);
+    size_t      zone = tn_dns_under(d->q.name, len, tn_map_suffix(&n->map));
+    tn_map_want w;
+    uint32_t    h;
+    unsigned    i;
+
+    if (!n->map.peers_missing || !n->map.dns_proxied) return false;
+    memset(&w, 0, sizeof w);
+    if (d->asked.family != 0) {
+        if (tn_dns_reverse_zone(d->q.name, len) == 0) return false;
+        w.kind = d->asked.family;
+        memcpy(w.what, d->asked.ip, tn_ip_len(d->asked.family));
+    } else {
+        if (label != len && (zone == 0 || len - zone != label + 1)) return false;
+        w.kind = TN_MAP_WANT_NAME;
+        tn_put_u32be(w.what, tn_map_whole_hash(&n->map, d->q.name, len));
+    }
+    h = tn_map_want_hash(&w);
+    for (i = 0; i < TN_MAP_LOST; i++)
+        if (n->map.lost[i] == h && n->map.lost_until_s[i] > n->rim.now_ms / 1000u) return false;
+    return true;
+}
+
+/* What a name that exists has of the type asked for. */
+static void tn_node_dns_pick(tn_node_dns *d)
+{
+    unsigned type = d->q.type;
+    if (type == TN_DNS_NS || type == TN_DNS_SOA || type == TN_DNS_AXFR || type == TN_DNS_HINFO)
+        d->a.rcode = TN_DNS_NOTIMP;
+    if (type == TN_DNS_A || type == TN_DNS_ANY) d->a.addr = d->ip4;
+    if (type == TN_DNS_AAAA || (type == TN_DNS_ANY && d->ip4.family == 0)) d->a.addr = d->ip6;
+    if (type != TN_DNS_PTR && type != TN_DNS_ANY) d->a.target = NULL;
+}
+
+/* Fills the answer. NO_ROUTE: the name is none of ours. AGAIN: see fetch_peer. */
+static tailnet_result tn_node_dns_look(const tailnet_node *n, tn_node_dns *d)
+{
+    size_t onion = tn_dns_under(d->q.name, d->q.len, "onion");  /* RFC 7686 */
+    bool   found;
+
+    d->a.rcode = d->q.rcode;
+    if (d->a.rcode == TN_DNS_OK && d->q.net != TN_DNS_IN && d->q.net != TN_DNS_ANY)
+        d->a.rcode = TN_DNS_NOTIMP;
+    if (d->a.rcode != TN_DNS_OK) return TAILNET_OK;
+    if (!n->map.has_self || d->q.len == 0) return TAILNET_ERR_NO_ROUTE;
+    tn_node_dns_zone(n, d);
+    if (onion != 0) d->a.zone_len = onion;
+    found = onion == 0 && (tn_node_dns_fixed(d) || tn_node_dns_record(n, d) ||
+                           tn_node_dns_host(n, d) || tn_node_dns_reverse(n, d));
+    if (found) {
+        tn_node_dns_pick(d);
+        return TAILNET_OK;
+    }
+    if (tn_node_dns_missing(n, d)) return TAILNET_ERR_AGAIN;
+    d->a.rcode = TN_DNS_NXDOMAIN;
+    return d->a.zone_len != 0 ? TAILNET_OK : TAILNET_ERR_NO_ROUTE;
+}
+
+/* The answer to a message (see tailnet_answer_dns), written only when OK. */
+static tailnet_result tn_node_dns_answer(const tailnet_node *n, tn_node_dns *d, const void *query,
+                                         size_t len, tn_wr *w)
+{
+    tailnet_result r;
+    memset(d, 0, sizeof *d);
+    r = tn_dns_parse(&d->q, query, len);
+    if (r == TAILNET_OK) r = tn_node_dns_look(n, d);
+    if (r == TAILNET_OK) tn_dns_wr_answer(w, &d->q, &d->a);
+    return tn_wr_ok(w) ? r : TAILNET_ERR_TOO_BIG;
+}
+
+/* A packet of the application to the resolver: it never leaves the node. A name that
+ * we know nothing of fails: nobody here could be asked. */
+static tailnet_result tn_node_serve_dns(tailnet_node *n, const tn_ip_packet *p)
+{
+    size_t         head = p->family == 4 ? 28 : 48;
+    uint8_t       *at   = n->scratch + TAILNET_HEADROOM;
+    tn_node_dns    d;
+    tn_wr          w;
+    tailnet_buf    out;
+    tailnet_result r;
+
+    if (p->flow.protocol != TN_IP_UDP || p->flow.dst.port != 53 || p->fragmented) {
+        n->stats.dropped_no_route++;
+        return TAILNET_ERR_NO_ROUTE;
+    }
+    tn_wr_over(&w, at + head, n->staged_size - TAILNET_HEADROOM - head);
+    r = tn_node_dns_answer(n, &d, p->data + p->body + 8, p->len - p->body - 8, &w);
+    if (r == TAILNET_ERR_AGAIN) {           /* silence: the asker repeats */
+        if (d.asked.family != 0) (void)tn_map_want_ip(&n->map, &d.asked, true, n->rim.now_ms);
+        else (void)tn_map_want_name(&n->map, d.q.name, d.q.len, true, n->rim.now_ms);
+        n->more = true;
+        return r;
+    }
+    if (r == TAILNET_ERR_NO_ROUTE) {
+        d.a.rcode = TN_DNS_SERVFAIL;
+        tn_dns_wr_answer(&w, &d.q, &d.a);
+    } else if (r != TAILNET_OK) {
+        return r;
+    }
+    memset(&out, 0, sizeof out);
+    out.base = n->scratch;
+    out.cap  = n->staged_size;
+    out.off  = TAILNET_HEADROOM;
+    out.len  = (uint32_t)(head + tn_wr_len(&w));
+    tn_wr_over(&w, at, head);
+    tn_ip_wr_udp_head(&w, &p->flow.dst, &p->flow.src, at + head, out.len - head);
+    n->stats.ip_out++;
+    tn_rim_ip_output(&n->rim, &out, 1);
+    return TAILNET_OK;
+}
+
+#endif /* TAILNET_NO_DNS */
+
 /* ---- packets of the application ---- */
 
 /* A run under way: pieces of one destination that wait to be sealed and sent. */
@@ -16817,6 +17130,10 @@ static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, tn_se
 
     if (!tn_ip_read(&p, data, pkt->len)) return TAILNET_ERR_MALFORMED;
     if (p.len > n->desc.mtu) return TAILNET_ERR_TOO_BIG;
+#ifndef TAILNET_NO_DNS
+    if (n->desc.prefs.answer_dns && tn_node_is_resolver(&p.flow.dst))
+        return tn_node_serve_dns(n, &p);
+#endif
     r = tn_node_find(n, &p, &peer);
     if (r != TAILNET_OK) return r;
     tn_map_flt_peer(&n->map, peer, &to);
@@ -16839,7 +17156,7 @@ static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, tn_se
 /* Too little room around it: through the scratch memory, alone. */
 static tailnet_result tn_node_send_copy(tailnet_node *n, tn_session *s, const tailnet_buf *pkt)
 {
-    if (pkt->len + TAILNET_HEADROOM + TAILNET_TAILROOM > n->scratch_size)
+    if (pkt->len + TAILNET_HEADROOM + TAILNET_TAILROOM > n->staged_size)
         return TAILNET_ERR_TOO_BIG;
     memcpy(n->scratch + TAILNET_HEADROOM, pkt->base + pkt->off, pkt->len);
     return tn_node_seal_one(n, s, n->scratch + TAILNET_HEADROOM - TN_WG_HEAD_LEN, pkt->len);
@@ -16899,7 +17216,7 @@ static void tn_node_pong_inside(tailnet_node *n, tn_session *s, const tn_ip_pack
 {
     tn_wr w;
     if (!tn_node_may_answer(n, s)) return;
-    tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->scratch_size - 2 * TAILNET_HEADROOM);
+    tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->staged_size - 2 * TAILNET_HEADROOM);
     tn_ip_wr_pong(&w, p, t, 0);
     if (tn_wr_ok(&w)) tn_node_send_own(n, s, tn_wr_len(&w));
 }
@@ -16936,7 +17253,7 @@ static void tn_node_reject(tailnet_node *n, tn_session *s, const tn_ip_packet *p
 {
     tn_wr w;
     if (!tn_node_may_answer(n, s)) return;
-    tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->scratch_size - 2 * TAILNET_HEADROOM);
+    tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->staged_size - 2 * TAILNET_HEADROOM);
     tn_ip_wr_reject(&w, p, why == TN_FLT_WHY_SHIELDS ? TN_IP_REJECT_SHIELDS : TN_IP_REJECT_ACL);
     if (tn_wr_ok(&w)) tn_node_send_own(n, s, tn_wr_len(&w));
 }
@@ -17341,6 +17658,11 @@ static bool tn_node_work(tailnet_node *n)
 
 /* ---- relays ---- */
 
+static uint32_t tn_node_luck(tailnet_node *n)
+{
+    return (uint32_t)tn_rim_between(&n->rim, 0, UINT32_MAX);
+}
+
 static int tn_node_relay_slot(const tailnet_node *n, tailnet_link link)
 {
     unsigned i;
@@ -17369,9 +17691,7 @@ static void tn_node_relay_packet(tailnet_node *n, unsigned slot, const tn_derp_e
     from.relay = true;
     from.slot  = (uint8_t)slot;
     memcpy(from.key, ev->key, 32);
-    memset(&pkt, 0, sizeof pkt);
-    pkt.base = ev->data;
-    pkt.cap = pkt.len = (uint32_t)ev->len;
+    tn_node_buf(&pkt, ev->data, ev->len);
     (void)tn_node_input(n, &pkt, 1, &from);
 }
 
@@ -17421,8 +17741,7 @@ static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
     tailnet_result       result;
 
     if (g == NULL || wish->node != 0) {
-        tn_relay_no_node(&n->relay, wish->slot, n->rim.now_ms,
-                         (uint32_t)tn_rim_between(&n->rim, 0, UINT32_MAX));
+        tn_relay_no_node(&n->relay, wish->slot, n->rim.now_ms, tn_node_luck(n));
         return true;
     }
     memset(&dial, 0, sizeof dial);
@@ -17447,8 +17766,7 @@ static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
     }
     r->link = 0;
     if (result == TAILNET_ERR_AGAIN) tn_relay_later(&n->relay, wish->slot, n->rim.now_ms);
-    else tn_relay_closed(&n->relay, wish->slot, n->rim.now_ms,
-                         (uint32_t)tn_rim_between(&n->rim, 0, UINT32_MAX));
+    else tn_relay_closed(&n->relay, wish->slot, n->rim.now_ms, tn_node_luck(n));
     return true;
 }
 
@@ -17458,8 +17776,7 @@ static void tn_node_close_relay(tailnet_node *n, unsigned slot, tailnet_result w
     if (r->link != 0) tn_link_close(&n->links, r->link, why);
     r->link  = 0;
     r->dirty = false;
-    tn_relay_closed(&n->relay, slot, n->rim.now_ms,
-                    (uint32_t)tn_rim_between(&n->rim, 0, UINT32_MAX));
+    tn_relay_closed(&n->relay, slot, n->rim.now_ms, tn_node_luck(n));
     n->events |= TAILNET_EVENT_PATHS;
 }
 
@@ -17865,7 +18182,7 @@ static bool tn_node_send_tunnel_ping(tailnet_node *n, tn_session *s)
         tn_wg_want(&s->wg, n->rim.now_ms);
         return false;
     }
-    tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->scratch_size - 2 * TAILNET_HEADROOM);
+    tn_wr_over(&w, n->scratch + TAILNET_HEADROOM, n->staged_size - 2 * TAILNET_HEADROOM);
     tn_ip_wr_ping(&w, src, dst, n->ping.tx);
     if (tn_wr_ok(&w)) tn_node_send_own(n, s, tn_wr_len(&w));
     return tn_wr_ok(&w);
@@ -17914,18 +18231,23 @@ static void tn_node_turn_relays(tailnet_node *n)
 {
     tn_relay_wish wish;
     unsigned      i, turns = 0;
+    bool          open = false;
 
-    if (n->relay_again && n->up) {
-        n->relay_again = false;
-        tn_relay_run(&n->relay, true, n->rim.now_ms);
-    }
     if (tn_relay_wants_choice(&n->relay, n->rim.now_ms)) tn_node_choose_home(n);
     while (turns++ < 8 && tn_relay_step(&n->relay, n->rim.now_ms, &wish)) {
         if (wish.kind == TN_RELAY_DO_CLOSE) tn_node_close_relay(n, wish.slot, TAILNET_OK);
         else                                (void)tn_node_dial_relay(n, &wish);
     }
-    for (i = 0; i < n->relay_slots; i++)
-        if (n->relays[i].link != 0) tn_node_relay_write(n, i);
+    for (i = 0; i < n->relay_slots; i++) {
+        if (n->relays[i].link == 0) continue;
+        tn_node_relay_write(n, i);
+        open = true;
+    }
+    if (!n->relay_again || !n->up || open) return;
+    n->relay_again = false;                 /* all are down: log in with the new key */
+    tn_relay_run(&n->relay, true, n->rim.now_ms);
+    tn_node_choose_home(n);
+    n->more = true;
 }
 
 /* Down: every connection and session ends, the keys and the map stay. */
@@ -18481,6 +18803,31 @@ TAILNET_API bool tailnet_get_dns(const tailnet_node *node, size_t index, tailnet
         return true;
     }
     return false;
+}
+
+TAILNET_API tailnet_result tailnet_answer_dns(const tailnet_node *node, const void *query,
+                                              size_t query_size, void *answer,
+                                              size_t *answer_size)
+{
+#ifdef TAILNET_NO_DNS
+    (void)node;
+    (void)query;
+    (void)query_size;
+    (void)answer;
+    (void)answer_size;
+    return TAILNET_ERR_UNSUPPORTED;
+#else
+    tn_node_dns    d;
+    tn_wr          w;
+    tailnet_result r;
+    if (node == NULL || answer_size == NULL || (answer == NULL && *answer_size != 0) ||
+        (query == NULL && query_size != 0))
+        return TAILNET_ERR_ARGUMENT;
+    tn_wr_over(&w, answer, *answer_size);
+    r = tn_node_dns_answer(node, &d, query, query_size, &w);
+    *answer_size = r == TAILNET_OK ? tn_wr_len(&w) : r == TAILNET_ERR_TOO_BIG ? w.total : 0;
+    return r;
+#endif
 }
 
 TAILNET_API tailnet_result tailnet_check_flow(const tailnet_node *node, const tailnet_flow *flow)

@@ -356,6 +356,13 @@ static void tnp_put16(uint8_t *b, unsigned v)
     b[1] = (uint8_t)v;
 }
 
+/* Secrets: through volatile, so that no compiler finds it useless. */
+static void tnp_wipe(void *dst, size_t size)
+{
+    volatile uint8_t *at = (volatile uint8_t *)dst;
+    while (size-- > 0) *at++ = 0;
+}
+
 /* The Internet checksum (RFC 1071) in parts: each but the last of even length. */
 static uint32_t tnp_sum(uint32_t sum, const void *data, size_t size)
 {
@@ -1992,7 +1999,7 @@ static void tnp_save(tailnet_posix *p)
     len = tailnet_export_state(p->node, blob, sizeof blob);
     if (len == 0 || len > sizeof blob) return;
     p->save_errno = tailnet_posix_write_file(p->opt.state_file, blob, len);
-    memset(blob, 0, sizeof blob);
+    tnp_wipe(blob, sizeof blob);
     p->saves += p->save_errno == 0;
     if (p->save_errno == 0) return;
     tnp_log(p, "cannot save", p->opt.state_file, p->save_errno);
@@ -2219,7 +2226,7 @@ TAILNET_API void tailnet_posix_close(tailnet_posix *p)
     free(p->batch);
     p->node_memory = p->batch = NULL;
     tailnet_posix_anchors_free(&p->ca);
-    memset(p->state, 0, sizeof p->state);
+    tnp_wipe(p->state, sizeof p->state);
 }
 
 TAILNET_API tailnet_result tailnet_posix_open(tailnet_posix *p, tailnet_desc *desc,

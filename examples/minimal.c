@@ -49,6 +49,7 @@ int main(int argc, char **argv)
     options.state_file = "minimal.state";
     options.on_news    = on_news;
     options.on_udp     = on_udp;
+    setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGINT, on_signal);
     if (tailnet_posix_open(&node, &desc, &options) != TAILNET_OK) return puts(node.error), 2;
     (void)tailnet_up(node.node);

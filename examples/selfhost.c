@@ -120,7 +120,7 @@ typedef struct host {
     uint8_t  noise[32], noise_public[32], derp[32], derp_public[32];
     uint64_t now_ms, wall_ms;
     uint32_t clock, policy_clock, next_id, big, ping_number;
-    bool     dirty, stop, raw_policy;
+    bool     dirty, stop, again, raw_policy;
     node    *nodes;
     uint16_t by_key[4 * MAX_NODES];         /* open addressing: slot + 1                  */
     auth_key keys[MAX_KEYS];
@@ -171,6 +171,13 @@ static void read_clocks(host *h)
     h->wall_ms = (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
 }
 
+/* Whatever is no printable ASCII becomes a question mark. */
+static void make_plain(char *text, size_t len)
+{
+    for (; len != 0; len--, text++)
+        if (*text < ' ' || *text > '~') *text = '?';
+}
+
 /* Something happened: a line for people (-v) and one for programs (--json). */
 static void tell(const host *h, const char *event, const node *n, const char *detail)
 {
@@ -214,7 +221,8 @@ static void admin_answer(admin *a, const void *text, size_t len)
 /* The node answered the ping of an admin, or it did not (reply NULL). */
 static void ping_answered(host *h, const char *reply, size_t len)
 {
-    uint8_t  text[2048];
+    char     start[200];
+    uint8_t  text[512];
     tn_wr    wr;
     tn_js_w  w;
     unsigned i;
@@ -225,7 +233,10 @@ static void ping_answered(host *h, const char *reply, size_t len)
     tn_js_w_member_bool(&w, "ok", reply != NULL);
     tn_js_w_member_uint(&w, "ms", h->now_ms - h->ping_start_ms);
     tn_js_w_key(&w, reply != NULL ? "reply" : "error");
-    if (reply != NULL) tn_js_w_string(&w, reply, len < 200 ? len : 200);
+    if (len > sizeof start) len = sizeof start;
+    if (reply != NULL) memcpy(start, reply, len);
+    make_plain(start, len);
+    if (reply != NULL) tn_js_w_string(&w, start, len);
     else               tn_js_w_text(&w, "no answer");
     tn_js_w_object_end(&w);
     tn_wr_u8(&wr, '\n');
@@ -757,7 +768,8 @@ typedef struct session {
     uint32_t big_told, self_seen, policy_seen, ping_seen, checked;
     uint64_t keepalive_ms;
     job      job;
-    size_t   left;                          /* bytes of the message not yet stored        */
+    bool     zstd, sliced;                  /* too long to be stored at once              */
+    size_t   total, left;                   /* bytes of the message; not yet stored       */
     size_t   from, to;                      /* of piece                                   */
     uint8_t  piece[PIECE];
 } session;
@@ -794,10 +806,10 @@ static void wr_hostinfo(tn_js_w *w, const node *n)
     tn_js_w_object_end(w);
 }
 
-static void wr_endpoints(tn_js_w *w, const node *n)
+static void wr_endpoints(tn_js_w *w, const char *key, const node *n)
 {
     size_t i;
-    tn_js_w_key(w, "Endpoints");
+    tn_js_w_key(w, key);
     tn_js_w_array(w);
     for (i = 0; i < n->endpoint_count; i++) {
         uint8_t text[64];
@@ -843,7 +855,7 @@ static void wr_node(const host *h, tn_js_w *w, const node *n)
         js_prefix(w, n->id, true, true);
         tn_js_w_array_end(w);
     }
-    if (n->endpoint_count != 0) wr_endpoints(w, n);
+    if (n->endpoint_count != 0) wr_endpoints(w, "Endpoints", n);
     if (n->home != 0) tn_js_w_member_uint(w, "HomeDERP", n->home);
     wr_hostinfo(w, n);
     js_time(w, "Created", n->created_ms);
@@ -864,7 +876,7 @@ static void wr_patch(tn_js_w *w, const node *n, uint32_t seen)
     if (n->changed[PART_KEY] > seen) tn_js_w_member_hex(w, "Key", TN_KEY_NODE, n->key, 32);
     if (n->changed[PART_PATHS] > seen) {
         if (n->home != 0) tn_js_w_member_uint(w, "DERPRegion", n->home);
-        wr_endpoints(w, n);
+        wr_endpoints(w, "Endpoints", n);
         if (!tn_is_zero(n->disco, 32))
             tn_js_w_member_hex(w, "DiscoKey", TN_KEY_DISCO, n->disco, 32);
     }
@@ -1165,38 +1177,71 @@ static bool job_step(host *h, session *m, job *j, tn_wr *wr, bool real)
 /* What is behind any step: the end of its array, and the last member. */
 enum { CLOSING = 64 };
 
+/* Official clients insist on zstd. A frame of raw blocks (RFC 8878 section 3.1.1) is that, too:
+ * magic, "one segment, size in four bytes", size; each block begins with last, raw, and size. */
+enum { ZSTD_HEAD = 9, ZSTD_BLOCK = 8192, ZSTD_BLOCK_HEAD = 3 };
+
+/* The beginning of a message of so many bytes of text. */
+static void session_head(session *m, size_t total)
+{
+    size_t blocks = (total + ZSTD_BLOCK - 1) / ZSTD_BLOCK;
+    tn_wr  wr;
+    tn_wr_over(&wr, m->piece, PIECE);
+    tn_wr_u32le(&wr, (uint32_t)(total + (m->zstd ? ZSTD_HEAD + ZSTD_BLOCK_HEAD * blocks : 0u)));
+    if (m->zstd) {
+        tn_wr_u32le(&wr, 0xfd2fb528ul);
+        tn_wr_u8(&wr, 0xa0);
+        tn_wr_u32le(&wr, (uint32_t)total);
+    }
+    m->from  = 0;
+    m->to    = tn_wr_len(&wr);
+    m->total = m->left = total;
+}
+
+/* Text of the message. */
+static void session_store(session *m, const void *text, size_t len)
+{
+    const uint8_t *at = (const uint8_t *)text;
+    while (len != 0) {
+        size_t in_block = (m->total - m->left) % ZSTD_BLOCK, n = ZSTD_BLOCK - in_block;
+        if (m->zstd && in_block == 0) {
+            size_t size = m->left < ZSTD_BLOCK ? m->left : (size_t)ZSTD_BLOCK;
+            size_t head = size << 3 | (size == m->left ? 1u : 0u);
+            m->piece[m->to++] = (uint8_t)(head & 255u);
+            m->piece[m->to++] = (uint8_t)(head >> 8 & 255u);
+            m->piece[m->to++] = (uint8_t)(head >> 16);
+        }
+        if (n > len) n = len;
+        memcpy(m->piece + m->to, at, n);
+        m->to += n;
+        m->left -= n;
+        at += n;
+        len -= n;
+    }
+}
+
 /* Stores as many pieces as fit. A step that the announced length cannot take ends the message
  * early; what it would have told stays due. */
 static void session_fill(host *h, session *m)
 {
+    uint8_t text[STEP_MAX];
     if (m->from == m->to) m->from = m->to = 0;
-    while (m->left != 0 && m->to + STEP_MAX <= PIECE) {
+    while (m->left != 0 && m->to + STEP_MAX + 2 * ZSTD_BLOCK_HEAD <= PIECE) {
         job   trial = m->job;
         tn_wr wr;
-        bool  more;
-        tn_wr_over(&wr, NULL, 0);
-        more = job_step(h, m, &trial, &wr, false);
-        if (!more) {                        /* spaces up to the end                       */
-            size_t n = m->left < STEP_MAX ? m->left : STEP_MAX;
-            memset(m->piece + m->to, ' ', n);
-            m->to   += n;
-            m->left -= n;
-            continue;
-        }
-        if (trial.at != AT_DONE && wr.total + CLOSING > m->left) {
-            uint8_t end[2] = { ']', '}' };
-            size_t  n      = m->job.open ? (m->job.at == AT_RULES ? 2u : 1u) : 0u;
-            memcpy(m->piece + m->to, end, n);
-            m->to   += n;
-            m->left -= n;
+        tn_wr_over(&wr, text, sizeof text);
+        if (!job_step(h, m, &trial, &wr, false)) {
+            memset(text, ' ', sizeof text); /* up to the end                              */
+            session_store(m, text, m->left < sizeof text ? m->left : sizeof text);
+        } else if (m->sliced && trial.at != AT_DONE && wr.total + CLOSING > m->left) {
+            if (m->job.open) session_store(m, "]}", m->job.at == AT_RULES ? 2 : 1);
             m->job.open = false;
             m->job.at   = AT_END;
-            continue;
+        } else {
+            tn_wr_over(&wr, text, sizeof text);
+            (void)job_step(h, m, &m->job, &wr, true);
+            session_store(m, text, tn_wr_len(&wr));
         }
-        tn_wr_over(&wr, m->piece + m->to, STEP_MAX);
-        (void)job_step(h, m, &m->job, &wr, true);
-        m->to   += tn_wr_len(&wr);
-        m->left -= tn_wr_len(&wr);
     }
     if (m->left == 0) m->first = false;
 }
@@ -1207,27 +1252,19 @@ static void session_begin(host *h, session *m)
     static const char alive[] = "{\"KeepAlive\":true}";
     job    j;
     tn_wr  wr;
-    size_t total;
     bool   keep = m->keepalive || h->now_ms >= m->keepalive_ms;
     if (!m->first && (m->checked == h->clock || !is_due(h, m))) {
         m->checked = h->clock;
         if (!keep) return;
-        tn_wr_over(&wr, m->piece, PIECE);
-        tn_wr_u32le(&wr, sizeof alive - 1);
-        tn_wr_text(&wr, alive);
-        m->from = 0;
-        m->to   = tn_wr_len(&wr);
+        session_head(m, sizeof alive - 1);
+        session_store(m, alive, sizeof alive - 1);
     } else {
         memset(&j, 0, sizeof j);
         tn_wr_over(&wr, NULL, 0);
         m->job = j;
         while (job_step(h, m, &j, &wr, false)) {}
-        total   = wr.total + (wr.total > PIECE - 2 * STEP_MAX ? (size_t)SLACK : 0u);
-        m->left = total;
-        tn_wr_over(&wr, m->piece, PIECE);
-        tn_wr_u32le(&wr, (uint32_t)total);
-        m->from = 0;
-        m->to   = 4;
+        m->sliced = wr.total > ZSTD_BLOCK;
+        session_head(m, wr.total + (m->sliced ? (size_t)SLACK : 0u));
         session_fill(h, m);
     }
     m->keepalive    = false;
@@ -1245,7 +1282,7 @@ typedef struct request {
     section      outer, inner;              /* depth 1 and 2 of the text                  */
     uint32_t     version;
     uint8_t      key[32], old_key[32], disco[32];
-    bool         bad, stream, omit_peers, ephemeral, has_hostinfo, has_endpoints;
+    bool         bad, stream, ephemeral, zstd, has_hostinfo, has_endpoints;
     uint64_t     expiry_ms;
     char         auth[NAME * 2], followup[256], host[NAME], os[24], tags[TAGS];
     uint16_t     home, api4, api6, port;
@@ -1292,9 +1329,11 @@ static void request_close(request *q, const tn_js *js)
     if (js->depth == 1) q->outer = IN_NOTHING;
 }
 
+/* What one node sends is shown to others: only plain characters. */
 static void take_text(char *dst, size_t cap, const tn_js *js)
 {
     tn_text_copy(dst, cap, js->text, js->text_len);
+    make_plain(dst, strlen(dst));
 }
 
 static void take_key(request *q, uint8_t key[32], const char *prefix, const tn_js *js)
@@ -1309,6 +1348,7 @@ static void request_string(request *q, const tn_js *js)
         if (tn_js_is_key(js, "NodeKey")) take_key(q, q->key, TN_KEY_NODE, js);
         else if (tn_js_is_key(js, "OldNodeKey")) take_key(q, q->old_key, TN_KEY_NODE, js);
         else if (tn_js_is_key(js, "DiscoKey")) take_key(q, q->disco, TN_KEY_DISCO, js);
+        else if (tn_js_is_key(js, "Compress")) q->zstd = tn_js_is_text(js, "zstd");
         else if (tn_js_is_key(js, "Followup")) take_text(q->followup, sizeof q->followup, js);
         else if (tn_js_is_key(js, "Expiry") &&
                  !tn_date_parse(&q->expiry_ms, js->text, js->text_len))
@@ -1346,7 +1386,6 @@ static void request_flag(request *q, const tn_js *js)
 {
     if (js->depth != 1) return;
     if (tn_js_is_key(js, "Stream")) q->stream = true;
-    if (tn_js_is_key(js, "OmitPeers")) q->omit_peers = true;
     if (tn_js_is_key(js, "Ephemeral")) q->ephemeral = true;
 }
 
@@ -1439,7 +1478,7 @@ typedef struct body {
 struct conn {
     int      fd;
     stage    stage;
-    bool     tls, readable, leaving, gone, cut;
+    bool     tls, readable, leaving, closed, gone, cut;
     uint64_t deadline_ms;                   /* of the present stage, or NEVER             */
     uint64_t moved_ms;                      /* when output last went, or there was none   */
     size_t   from, to, frame;               /* of out; the first whole frame of a relay   */
@@ -1550,7 +1589,8 @@ static login *login_by_id(host *h, const char *id, size_t len)
  * oldest makes room. */
 static login *login_begin(host *h, const control *k, const request *q)
 {
-    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    static const char letters[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     login   *l = &h->logins[0];
     uint8_t  random[24];
     unsigned i;
@@ -1622,8 +1662,10 @@ static void let_in(host *h, control *k, stream *s, const char *tags, bool epheme
     if (made) choose_name(h, n, n->host);
     n->ephemeral = made ? ephemeral : n->ephemeral;
     n->forget_ms = n->ephemeral ? h->now_ms + 1000ul * h->opt.ephemeral_s : TN_NEVER;
-    n->expiry_ms = q->expiry_ms;
-    if (made || n->expired || q->expiry_ms != 0) changed(h, n, PART_WHOLE);
+    if (made || n->expired || q->expiry_ms != 0) {
+        n->expiry_ms = q->expiry_ms;
+        changed(h, n, PART_WHOLE);
+    }
     n->expired = false;
     if (memcmp(n->key, q->key, 32) != 0) {
         if (n->relay != NULL) n->relay->gone = true;
@@ -1763,6 +1805,7 @@ static void begin_poll(host *h, conn *c, stream *s, node *n)
     m->slot   = slot_of(h, n);
     m->id     = n->id;
     m->first  = m->counted = true;
+    m->zstd   = s->rq.zstd;
     m->told   = c->told;
     memset(c->told, 0, h->opt.max_nodes * sizeof c->told[0]);
     m->keepalive_ms = TN_NEVER;
@@ -2229,7 +2272,7 @@ static void early_payload(conn *c)
     static const uint8_t magic[5] = { 0xff, 0xff, 0xff, 0x54, 0x53 };
     control *k = control_of(c);
     uint8_t  secret[32], challenge[32], text[160];
-    tn_wr    w, part;
+    tn_wr    w, piece;
     unsigned i;
     randomly(secret, sizeof secret);
     tn_cr_x25519_base(challenge, secret);
@@ -2238,11 +2281,11 @@ static void early_payload(conn *c)
     tn_key_write(&w, TN_KEY_CHALLENGE, challenge);
     tn_wr_text(&w, "\"}");
     for (i = 0; i < 3; i++) {
-        tn_wr_over(&part, k->tx + TN_NZ_HEAD_LEN, TN_NZ_TEXT_MAX);
-        if (i == 0) tn_wr_bytes(&part, magic, sizeof magic);
-        if (i == 1) tn_wr_u32be(&part, (uint32_t)tn_wr_len(&w));
-        if (i == 2) tn_wr_bytes(&part, text, tn_wr_len(&w));
-        out_put(c, k->tx, tn_nz_seal(&k->nz, k->tx, tn_wr_len(&part)));
+        tn_wr_over(&piece, k->tx + TN_NZ_HEAD_LEN, TN_NZ_TEXT_MAX);
+        if (i == 0) tn_wr_bytes(&piece, magic, sizeof magic);
+        if (i == 1) tn_wr_u32be(&piece, (uint32_t)tn_wr_len(&w));
+        if (i == 2) tn_wr_bytes(&piece, text, tn_wr_len(&w));
+        out_put(c, k->tx, tn_nz_seal(&k->nz, k->tx, tn_wr_len(&piece)));
     }
 }
 
@@ -2411,11 +2454,15 @@ static void took_out(conn *c, size_t n)
 static void conn_work_tls(host *h, conn *c)
 {
     br_ssl_engine_context *e = &c->b->tls.eng;
-    int rounds = 64;                        /* then it is somebody else's turn            */
-    while (!c->gone && rounds-- != 0) {
+    int rounds = 64;
+    while (!c->gone) {
         unsigned state = br_ssl_engine_current_state(e);
         size_t   len, n = 0;
         uint8_t *p;
+        if (rounds-- == 0) {                /* then it is somebody else's turn            */
+            h->again = true;
+            return;
+        }
         if (state == BR_SSL_CLOSED) {
             c->gone = true;
             return;
@@ -2443,7 +2490,10 @@ static void conn_work_tls(host *h, conn *c)
             br_ssl_engine_flush(e, 0);
             continue;
         }
-        if (c->leaving && c->to == c->from) br_ssl_engine_close(e);
+        if (c->leaving && !c->closed && c->to == c->from) {
+            br_ssl_engine_close(e);
+            c->closed = true;
+        }
         if ((state & BR_SSL_RECVREC) != 0 && c->readable) {
             p = br_ssl_engine_recvrec_buf(e, &len);
             n = conn_recv(c, p, len);
@@ -2472,10 +2522,10 @@ static void conn_end(host *h, conn *c)
 {
     struct linger cut = { 1, 0 };
     if (c->stage == AT_CONTROL) poll_ends(h, c);
+    if (c->stage == AT_CONTROL) tn_nz_wipe(&control_of(c)->nz);
     if (c->stage == AT_RELAY) relay_end(h, c);
     if (c->cut) (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &cut, sizeof cut);
     close(c->fd);
-    tn_wipe(&c->b->u, sizeof(http));
     c->stage = AT_FREE;
     c->fd    = -1;
 }
@@ -2535,6 +2585,7 @@ static void conn_begin(host *h, int listener, bool tls)
     if (!tls) return;
     br_ssl_server_init_full_ec(&b->tls, h->chain, h->chain_len, BR_KEYTYPE_EC, &h->secret);
     br_ssl_engine_set_versions(&b->tls.eng, BR_TLS12, BR_TLS12);
+    br_ssl_engine_add_flags(&b->tls.eng, BR_OPT_NO_RENEGOTIATION);
     br_ssl_engine_set_buffers_bidi(&b->tls.eng, b->tls_in, sizeof b->tls_in, b->tls_out,
                                    sizeof b->tls_out);
     br_ssl_server_reset(&b->tls);
@@ -2554,7 +2605,8 @@ static int open_socket(const char *where, int type, uint16_t *port)
     memset(&hints, 0, sizeof hints);
     hints.ai_flags    = AI_PASSIVE | AI_NUMERICSERV;
     hints.ai_socktype = type;
-    if (getaddrinfo(node_text[0] == '\0' ? NULL : node_text, service, &hints, &list) != 0) return -1;
+    if (getaddrinfo(node_text[0] == '\0' ? NULL : node_text, service, &hints, &list) != 0)
+        return -1;
     fd = socket(list->ai_family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd >= 0) (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (fd >= 0 && (bind(fd, list->ai_addr, list->ai_addrlen) != 0 ||
@@ -2605,4 +2657,795 @@ static void stun_work(host *h)
         }
         from_len = sizeof from;
     }
+}
+
+/* ---- lines of an admin ---- */
+
+static bool admin_ok(tn_js_w *w)
+{
+    tn_js_w_member_bool(w, "ok", true);
+    return true;
+}
+
+static void wr_admin_node(tn_js_w *w, const node *n)
+{
+    tn_js_w_object(w);
+    tn_js_w_member_uint(w, "id", n->id);
+    tn_js_w_member(w, "name", n->name);
+    tn_js_w_key(w, "ip4");
+    js_prefix(w, n->id, false, false);
+    tn_js_w_key(w, "ip6");
+    js_prefix(w, n->id, true, false);
+    tn_js_w_member_hex(w, "key", TN_KEY_NODE, n->key, 32);
+    tn_js_w_member(w, "host", n->host);
+    tn_js_w_member(w, "os", n->os);
+    tn_js_w_member(w, "tags", n->tags);
+    tn_js_w_member_bool(w, "online", is_online(n));
+    tn_js_w_member_bool(w, "relay", n->relay != NULL);
+    tn_js_w_member_bool(w, "expired", n->expired);
+    tn_js_w_member_bool(w, "ephemeral", n->ephemeral);
+    tn_js_w_member_bool(w, "disco", !tn_is_zero(n->disco, 32));
+    tn_js_w_member_uint(w, "home", n->home);
+    tn_js_w_member_uint(w, "version", n->version);
+    wr_endpoints(w, "endpoints", n);
+    tn_js_w_object_end(w);
+}
+
+static bool admin_list(host *h, tn_js_w *w)
+{
+    uint32_t i;
+    admin_ok(w);
+    tn_js_w_key(w, "nodes");
+    tn_js_w_array(w);
+    for (i = 0; i < h->opt.max_nodes; i++)
+        if (h->nodes[i].id != 0) wr_admin_node(w, &h->nodes[i]);
+    tn_js_w_array_end(w);
+    tn_js_w_key(w, "logins");
+    tn_js_w_array(w);
+    for (i = 0; i < MAX_LOGINS; i++) {
+        if (h->logins[i].id[0] == '\0') continue;
+        tn_js_w_object(w);
+        tn_js_w_member(w, "id", h->logins[i].id);
+        tn_js_w_member(w, "host", h->logins[i].host);
+        tn_js_w_object_end(w);
+    }
+    tn_js_w_array_end(w);
+    return true;
+}
+
+static bool admin_stats(const host *h, tn_js_w *w)
+{
+    size_t i, used = 0;
+    for (i = 0; i < h->conn_count; i++) used += h->conns[i].stage != AT_FREE;
+    admin_ok(w);
+    tn_js_w_member_uint(w, "connections", used);
+    tn_js_w_member_uint(w, "accepted", h->accepted);
+    tn_js_w_member_uint(w, "turned_away", h->turned_away);
+    tn_js_w_member_uint(w, "relayed", h->relayed);
+    tn_js_w_member_uint(w, "dropped", h->dropped);
+    tn_js_w_member_uint(w, "to_nobody", h->nobody);
+    tn_js_w_member_uint(w, "stun", h->stuns);
+    return true;
+}
+
+/* policy allow | deny | only RULE... | add RULE... | file F */
+static bool admin_policy(host *h, char **words, int count, tn_js_w *w)
+{
+    const char *what = count > 1 ? words[1] : "";
+    bool        add  = strcmp(what, "add") == 0, ok;
+    rule        r;
+    int         i;
+    if (strcmp(what, "file") == 0)
+        return count == 3 && load_policy(h, words[2]) && admin_ok(w);
+    ok = strcmp(what, "allow") == 0 || strcmp(what, "deny") == 0 ||
+         (count > 2 && (add || strcmp(what, "only") == 0));
+    for (i = 2; i < count; i++) ok = ok && rule_parse(&r, words[i]);
+    if (!ok || (add ? h->rule_count : 0u) + (size_t)count > MAX_RULES) return false;
+    if (!add) h->rule_count = 0;
+    h->raw_policy = false;
+    names_changed(h);
+    if (strcmp(what, "allow") == 0) (void)add_rule(h, "*>*:*");
+    for (i = 2; i < count; i++) (void)add_rule(h, words[i]);
+    return admin_ok(w);
+}
+
+static bool admin_approve(host *h, const char *id, tn_js_w *w)
+{
+    unsigned i, count = 0;
+    for (i = 0; i < MAX_LOGINS; i++) {
+        login *l = &h->logins[i];
+        if (l->id[0] == '\0' || (strcmp(id, "all") != 0 && strcmp(id, l->id) != 0)) continue;
+        l->approved = true;
+        count++;
+    }
+    h->clock++;                             /* the waiting requests look at it            */
+    return count != 0 && admin_ok(w);
+}
+
+/* The control or relay connections of a node are cut, as by a cable. */
+static void admin_drop(host *h, const node *n, stage which)
+{
+    size_t i;
+    for (i = 0; i < h->conn_count; i++) {
+        conn *c = &h->conns[i];
+        if (c->stage != which) continue;
+        if (which == AT_RELAY ? relay_of(c)->id != n->id
+                              : memcmp(control_of(c)->machine, n->machine, 32) != 0)
+            continue;
+        c->gone = c->cut = true;
+    }
+}
+
+static bool admin_ping(host *h, admin *a, const node *n, const char *kind)
+{
+    uint8_t random[8], hex[16];
+    tn_wr   w;
+    if (h->ping_start_ms != 0 || !is_online(n) ||
+        (strcmp(kind, "c2n") != 0 && strcmp(kind, "head") != 0))
+        return false;
+    randomly(random, sizeof random);
+    tn_wr_over(&w, hex, sizeof hex);
+    tn_wr_hex(&w, random, sizeof random);
+    memcpy(h->ping_id, hex, sizeof hex);
+    h->ping_c2n      = kind[0] == 'c';
+    h->ping_node     = n->id;
+    h->ping_start_ms = h->now_ms;
+    h->ping_number   = ++h->clock;
+    a->waits         = true;
+    return true;
+}
+
+static bool admin_of_node(host *h, admin *a, char **words, int count, tn_js_w *w)
+{
+    node       *n    = count > 1 ? node_by_name(h, words[1]) : NULL;
+    const char *what = words[0];
+    if (n == NULL) return false;
+    if (strcmp(what, "ping") == 0) return count == 3 && admin_ping(h, a, n, words[2]);
+    if (strcmp(what, "remove") == 0) forget_node(h, n);
+    else if (strcmp(what, "expire") == 0) expire_node(h, n);
+    else if (strcmp(what, "stop-map") == 0) return stop_poll(h, n, NULL) && admin_ok(w);
+    else if (strcmp(what, "drop") == 0) admin_drop(h, n, AT_CONTROL);
+    else if (strcmp(what, "drop-relay") == 0) admin_drop(h, n, AT_RELAY);
+    else if (strcmp(what, "rename") == 0 && count == 3) {
+        choose_name(h, n, words[2]);
+        changed(h, n, PART_WHOLE);
+        names_changed(h);
+    } else return false;
+    return admin_ok(w);
+}
+
+static bool admin_keepalive(host *h, tn_js_w *w)
+{
+    size_t i;
+    for (i = 0; i < h->conn_count; i++)
+        if (h->conns[i].stage == AT_CONTROL) control_of(&h->conns[i])->map.keepalive = true;
+    return admin_ok(w);
+}
+
+static bool admin_do(host *h, admin *a, char **words, int count, tn_js_w *w)
+{
+    const char *what = words[0];
+    uint64_t    n;
+    if (strcmp(what, "list") == 0) return admin_list(h, w);
+    if (strcmp(what, "stats") == 0) return admin_stats(h, w);
+    if (strcmp(what, "policy") == 0) return admin_policy(h, words, count, w);
+    if (strcmp(what, "approve") == 0) return count == 2 && admin_approve(h, words[1], w);
+    if (strcmp(what, "keepalive") == 0) return admin_keepalive(h, w);
+    if (strcmp(what, "bigmap") == 0) {
+        if (count != 2 || !tn_dec_parse(words[1], strlen(words[1]), BIG_MAX, &n)) return false;
+        h->big = (uint32_t)n;
+        h->clock++;
+        return admin_ok(w);
+    }
+    if (strcmp(what, "quit") == 0) {
+        h->stop = true;
+        return admin_ok(w);
+    }
+    return admin_of_node(h, a, words, count, w);
+}
+
+/* One line: words, an answer in JSON. The answer to a ping comes later. */
+static void admin_line(host *h, admin *a, char *line)
+{
+    char   *words[MAX_RULES], *at = line;
+    int     count = 0;
+    tn_wr   wr;
+    tn_js_w w;
+    bool    ok;
+    for (;;) {
+        at += strspn(at, " \t\r");
+        if (*at == '\0' || count == MAX_RULES) break;
+        words[count++] = at;
+        at += strcspn(at, " \t\r");
+        if (*at != '\0') *at++ = '\0';
+    }
+    if (count == 0) return;
+    tn_wr_over(&wr, h->answer, h->answer_cap - 2);
+    tn_js_w_init(&w, &wr);
+    tn_js_w_object(&w);
+    ok = admin_do(h, a, words, count, &w);
+    if (a->waits) return;
+    if (!ok) {
+        tn_js_w_member_bool(&w, "ok", false);
+        tn_js_w_member(&w, "error", "no such command, node, rule or file");
+    }
+    tn_js_w_object_end(&w);
+    h->answer[tn_wr_len(&wr)] = '\n';
+    admin_answer(a, h->answer, tn_wr_len(&wr) + 1);
+}
+
+static void admin_accept(host *h)
+{
+    int            fd = accept(h->admin_fd, NULL, NULL);
+    struct timeval second = { 1, 0 };
+    unsigned       i;
+    if (fd < 0) return;
+    for (i = 0; i < MAX_ADMINS && h->admins[i].fd >= 0; i++) {}
+    if (i == MAX_ADMINS) {
+        close(fd);
+        return;
+    }
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &second, sizeof second);
+    memset(&h->admins[i], 0, sizeof h->admins[i]);
+    h->admins[i].fd = fd;
+}
+
+static void admin_work(host *h, admin *a)
+{
+    ssize_t n = recv(a->fd, a->line + a->len, sizeof a->line - 1 - a->len, MSG_DONTWAIT);
+    char   *end;
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
+        close(a->fd);
+        a->fd = -1;
+        return;
+    }
+    a->len += (size_t)n;
+    a->line[a->len] = '\0';
+    while (a->fd >= 0 && (end = strchr(a->line, '\n')) != NULL) {
+        *end = '\0';
+        admin_line(h, a, a->line);
+        a->len -= (size_t)(end + 1 - a->line);
+        memmove(a->line, end + 1, a->len + 1);
+    }
+    if (a->len == sizeof a->line - 1) a->len = 0;
+}
+
+static int open_admin(const char *path, bool server)
+{
+    struct sockaddr_un where;
+    int                fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    memset(&where, 0, sizeof where);
+    where.sun_family = AF_UNIX;
+    if (strlen(path) >= sizeof where.sun_path) die("the path of the admin socket is too long");
+    strcpy(where.sun_path, path);
+    if (server) unlink(path);
+    if (fd < 0 || (server ? bind(fd, (struct sockaddr *)&where, sizeof where)
+                          : connect(fd, (struct sockaddr *)&where, sizeof where)) != 0)
+        return -1;
+    if (!server) return fd;
+    (void)chmod(path, 0600);
+    return listen(fd, 8) == 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0 ? fd : -1;
+}
+
+/* selfhost --ask SOCKET WORDS...: one line there, one line back. */
+static int ask(int argc, char **argv)
+{
+    char    b[4096];
+    int     fd = open_admin(argv[0], false), i;
+    ssize_t n;
+    bool    ok = false, first = true, end = false;
+    if (fd < 0) die("nobody listens on %s", argv[0]);
+    b[0] = '\0';
+    for (i = 1; i < argc; i++) {
+        if (strlen(b) + strlen(argv[i]) + 3 > sizeof b) die("too many words");
+        strcat(b, argv[i]);
+        strcat(b, i + 1 < argc ? " " : "\n");
+    }
+    if (send(fd, b, strlen(b), MSG_NOSIGNAL) < 0) die("%s does not listen", argv[0]);
+    while (!end && (n = recv(fd, b, sizeof b, 0)) > 0) {
+        if (first) ok = n >= 10 && memcmp(b, "{\"ok\":true", 10) == 0;
+        first = false;
+        end   = b[n - 1] == '\n';
+        fwrite(b, 1, (size_t)n, stdout);
+    }
+    close(fd);
+    return ok && end ? 0 : 1;
+}
+
+/* ---- files ---- */
+
+/* All of a file; the length, or 0. */
+static size_t read_file(const char *path, void *dst, size_t cap)
+{
+    FILE  *f = fopen(path, "rb");
+    size_t n;
+    if (f == NULL) return 0;
+    n = fread(dst, 1, cap, f);
+    fclose(f);
+    return n == cap ? 0 : n;
+}
+
+typedef struct pem_object {
+    uint8_t *base;
+    size_t   len, cap;
+    bool     full;
+} pem_object;
+
+static void pem_take(void *to, const void *src, size_t len)
+{
+    pem_object *o = (pem_object *)to;
+    if (o->cap - o->len < len) {
+        o->full = true;
+        return;
+    }
+    memcpy(o->base + o->len, src, len);
+    o->len += len;
+}
+
+/* The objects of a PEM file whose names have this ending, at most max of them, each into o and on
+ * behind it. Returns how many. */
+static size_t read_pem(const char *path, const char *ending, pem_object *o, uint8_t **starts,
+                       size_t *lens, size_t max)
+{
+    char                   text[16384];
+    size_t                 len = read_file(path, text, sizeof text - 1), at = 0, count = 0;
+    br_pem_decoder_context pem;
+    bool                   wanted = false;
+    if (len == 0) die("cannot read %s", path);
+    text[len++] = '\n';
+    br_pem_decoder_init(&pem);
+    while (at < len) {
+        at += br_pem_decoder_push(&pem, text + at, len - at);
+        switch (br_pem_decoder_event(&pem)) {
+        case BR_PEM_BEGIN_OBJ: {
+            const char *name = br_pem_decoder_name(&pem);
+            size_t      n = strlen(name), e = strlen(ending);
+            wanted = count < max && n >= e && strcmp(name + n - e, ending) == 0;
+            if (wanted) starts[count] = o->base + o->len;
+            br_pem_decoder_setdest(&pem, wanted ? pem_take : NULL, o);
+            break;
+        }
+        case BR_PEM_END_OBJ:
+            if (wanted) lens[count] = (size_t)(o->base + o->len - starts[count]);
+            if (wanted) count++;
+            wanted = false;
+            break;
+        case BR_PEM_ERROR: die("%s is no PEM file", path); break;
+        default: break;
+        }
+    }
+    if (o->full) die("%s is too long", path);
+    return count;
+}
+
+static void load_certificate(host *h)
+{
+    pem_object            o = { h->pem, 0, sizeof h->pem, false };
+    uint8_t              *starts[MAX_CHAIN];
+    size_t                lens[MAX_CHAIN], i;
+    br_skey_decoder_context key;
+    const br_ec_private_key *ec;
+    h->chain_len = read_pem(h->opt.cert, "CERTIFICATE", &o, starts, lens, MAX_CHAIN);
+    for (i = 0; i < h->chain_len; i++) {
+        h->chain[i].data     = starts[i];
+        h->chain[i].data_len = lens[i];
+    }
+    if (read_pem(h->opt.key, "PRIVATE KEY", &o, starts, lens, 1) != 1 || h->chain_len == 0)
+        die("no certificate in %s, or no key in %s", h->opt.cert, h->opt.key);
+    br_skey_decoder_init(&key);
+    br_skey_decoder_push(&key, starts[0], lens[0]);
+    ec = br_skey_decoder_get_ec(&key);
+    if (ec == NULL || ec->curve != BR_EC_secp256r1 || ec->xlen > sizeof h->secret_bytes)
+        die("the key in %s has to be of curve P-256", h->opt.key);
+    memcpy(h->secret_bytes, ec->x, ec->xlen);
+    h->secret.curve = ec->curve;
+    h->secret.x     = h->secret_bytes;
+    h->secret.xlen  = ec->xlen;
+    tn_wipe(&key, sizeof key);
+}
+
+static void put_hex(FILE *f, const void *src, size_t len)
+{
+    const uint8_t *b = (const uint8_t *)src;
+    fputc(' ', f);
+    if (len == 0) fputc('-', f);
+    for (; len != 0; len--) fprintf(f, "%02x", *b++);
+}
+
+/* Keys and nodes, one a line, texts in hex. Written anew and renamed. */
+static void save_state(host *h)
+{
+    char     path[512];
+    uint8_t  sum[32];
+    size_t   i;
+    FILE    *f;
+    int      fd;
+    h->dirty = false;
+    if (h->opt.state == NULL) return;
+    snprintf(path, sizeof path, "%s.new", h->opt.state);
+    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    f  = fd < 0 ? NULL : fdopen(fd, "w");
+    if (f == NULL) die("cannot write %s", path);
+    fputs("selfhost 1\nkeys", f);
+    put_hex(f, h->noise, 32);
+    put_hex(f, h->derp, 32);
+    fprintf(f, " %lu\n", (unsigned long)h->next_id);
+    for (i = 0; i < h->key_count; i++) {
+        if (!h->keys[i].used) continue;
+        tn_cr_sha256(sum, h->keys[i].text, strlen(h->keys[i].text));
+        fputs("used", f);
+        put_hex(f, sum, 32);
+        fputc('\n', f);
+    }
+    for (i = 0; i < h->opt.max_nodes; i++) {
+        const node *n = &h->nodes[i];
+        if (n->id == 0) continue;
+        fprintf(f, "node %lu %d %llu %llu %u %u %s", (unsigned long)n->id,
+                (n->expired ? 1 : 0) + (n->ephemeral ? 2 : 0), (unsigned long long)n->created_ms,
+                (unsigned long long)n->expiry_ms, n->home, n->version, n->name);
+        put_hex(f, n->machine, 32);
+        put_hex(f, n->key, 32);
+        put_hex(f, n->disco, 32);
+        put_hex(f, n->host, strlen(n->host));
+        put_hex(f, n->os, strlen(n->os));
+        put_hex(f, n->tags, strlen(n->tags));
+        fputc('\n', f);
+    }
+    if (fflush(f) != 0 || fsync(fd) != 0 || fclose(f) != 0 || rename(path, h->opt.state) != 0)
+        die("cannot write %s", h->opt.state);
+}
+
+static bool take_hex(void *dst, size_t len, const char *word)
+{
+    return tn_hex_parse((uint8_t *)dst, len, word, strlen(word));
+}
+
+static bool take_word(char *dst, size_t cap, const char *word)
+{
+    size_t n = strlen(word) / 2;
+    memset(dst, 0, cap);
+    return strcmp(word, "-") == 0 || (n < cap && take_hex(dst, n, word));
+}
+
+static bool load_node(host *h, char **w)
+{
+    node    *n = node_add(h, h->noise);
+    uint64_t v[6];
+    int      i;
+    if (n == NULL) return false;
+    for (i = 0; i < 6; i++)
+        if (!tn_dec_parse(w[i], strlen(w[i]), UINT64_MAX, &v[i])) return false;
+    n->id         = (uint32_t)v[0];
+    n->expired    = (v[1] & 1) != 0;
+    n->ephemeral  = (v[1] & 2) != 0;
+    n->created_ms = v[2];
+    n->expiry_ms  = v[3];
+    n->home       = (uint16_t)v[4];
+    n->version    = (uint16_t)v[5];
+    if (n->ephemeral) n->forget_ms = h->now_ms + 1000ul * h->opt.ephemeral_s;
+    return n->id != 0 && tn_text_copy(n->name, sizeof n->name, w[6], strlen(w[6])) &&
+           take_hex(n->machine, 32, w[7]) && take_hex(n->key, 32, w[8]) &&
+           take_hex(n->disco, 32, w[9]) && take_word(n->host, sizeof n->host, w[10]) &&
+           take_word(n->os, sizeof n->os, w[11]) && take_word(n->tags, sizeof n->tags, w[12]);
+}
+
+static bool load_line(host *h, char **w, int count)
+{
+    uint8_t  sum[32], mine[32];
+    uint64_t next;
+    size_t   i;
+    if (count == 2 && strcmp(w[0], "selfhost") == 0) return strcmp(w[1], "1") == 0;
+    if (count == 14 && strcmp(w[0], "node") == 0) return load_node(h, w + 1);
+    if (count == 2 && strcmp(w[0], "used") == 0 && take_hex(sum, 32, w[1])) {
+        for (i = 0; i < h->key_count; i++) {
+            tn_cr_sha256(mine, h->keys[i].text, strlen(h->keys[i].text));
+            if (memcmp(mine, sum, 32) == 0) h->keys[i].used = true;
+        }
+        return true;
+    }
+    if (count != 4 || strcmp(w[0], "keys") != 0 || !take_hex(h->noise, 32, w[1]) ||
+        !take_hex(h->derp, 32, w[2]) || !tn_dec_parse(w[3], strlen(w[3]), BIG_ID, &next))
+        return false;
+    h->next_id = (uint32_t)next;
+    return true;
+}
+
+/* The keys of the last time, or new ones. */
+static void load_state(host *h)
+{
+    char     line[2048], *words[16], *at;
+    FILE    *f = h->opt.state == NULL ? NULL : fopen(h->opt.state, "r");
+    uint32_t next;
+    int      count;
+    randomly(h->noise, 32);
+    randomly(h->derp, 32);
+    h->next_id = 1;
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        next = h->next_id;
+        count = 0;
+        for (at = strtok(line, " \n"); at != NULL && count < 16; at = strtok(NULL, " \n"))
+            words[count++] = at;
+        if (count == 0) continue;
+        if (!load_line(h, words, count)) die("%s is damaged", h->opt.state);
+        if (strcmp(words[0], "node") == 0) h->next_id = next;
+    }
+    if (f != NULL) fclose(f);
+    tn_cr_clamp(h->noise);
+    tn_cr_x25519_base(h->noise_public, h->noise);
+    tn_cr_x25519_base(h->derp_public, h->derp);
+    index_nodes(h);
+    save_state(h);
+}
+
+/* ---- main ---- */
+
+static const char usage[] =
+    "selfhost: a control server, relay and STUN server in one process, for tests and small labs\n"
+    "(one user, fixed tables, no database)\n\n"
+    "  --listen ADDR:PORT   where TLS is spoken: control and relay (needed)\n"
+    "  --url URL            how nodes name this server, https://host:port (needed)\n"
+    "  --cert F --key F     certificate chain and P-256 key, PEM (needed)\n"
+    "  --plain ADDR:PORT    the same without TLS, for /key and /ts2021\n"
+    "  --stun [ADDR:]PORT   answer STUN there\n"
+    "  --authkey KEY[:reusable|once|ephemeral|expired|tag:a,tag:b]...   repeatable\n"
+    "  --open-login         opening a login's page approves it\n"
+    "  --allow 'SRC>DST:PORTS/PROTO'   repeatable; * or a name, tag:x, address, prefix;\n"
+    "                       without any, everything is allowed\n"
+    "  --deny               nothing is allowed\n"
+    "  --policy F           a JSON array of filter rules, sent as it is\n"
+    "  --domain D           of names (tail.lab)\n"
+    "  --state F            keys and nodes survive a restart\n"
+    "  --admin SOCKET       a Unix socket for --ask\n"
+    "  --max-nodes N        (64)           --ephemeral-s N   of an ephemeral node away (30)\n"
+    "  --keepalive-s N      (50)           --no-early        no early payload\n"
+    "  --node-ip4 A         IPv4 of the relay in maps        --cert-name N  its CertName\n"
+    "  --json               events on stdout                 -v  events on stderr\n\n"
+    "selfhost --ask SOCKET list | stats | remove N | expire N | rename N NEW | approve ID |\n"
+    "  policy allow|deny|only RULE..|add RULE..|file F | ping N c2n|head | stop-map N | drop N |\n"
+    "  drop-relay N | keepalive | bigmap COUNT | quit\n";
+
+/* KEY and its words; "tag:" and what follows is the rest. */
+static void add_key(host *h, const char *text)
+{
+    auth_key   *a = &h->keys[h->key_count];
+    size_t      n = strcspn(text, ":");
+    if (h->key_count == MAX_KEYS || !tn_text_copy(a->text, sizeof a->text, text, n) || n == 0)
+        die("too many auth keys, or one too long");
+    for (text += n; *text == ':'; text += n) {
+        n = strcspn(++text, ":");
+        if (tn_begins(text, strlen(text), "tag:")) {
+            n = strlen(text);
+            if (!tn_text_copy(a->tags, sizeof a->tags, text, n)) die("too many tags");
+        } else if (tn_is(text, n, "once")) a->once = true;
+        else if (tn_is(text, n, "ephemeral")) a->ephemeral = true;
+        else if (tn_is(text, n, "expired")) a->expired = true;
+        else if (!tn_is(text, n, "reusable")) die("no such kind of auth key: %s", text);
+    }
+    h->key_count++;
+}
+
+static void take_number(uint32_t *dst, const char *text, uint32_t most)
+{
+    uint64_t v;
+    if (!tn_dec_parse(text, strlen(text), most, &v) || v == 0) die("no such number: %s", text);
+    *dst = (uint32_t)v;
+}
+
+/* One option; returns how many words it took. */
+static int take_option(host *h, const char *name, const char *value)
+{
+    options    *o = &h->opt;
+    const char **texts[] = { &o->listen, &o->plain, &o->url, &o->cert, &o->key, &o->state,
+                             &o->policy, &o->admin, &o->stun, &o->node_ip4, &o->cert_name,
+                             &o->domain };
+    static const char *const names[] = { "--listen", "--plain", "--url", "--cert", "--key",
+                                         "--state", "--policy", "--admin", "--stun", "--node-ip4",
+                                         "--cert-name", "--domain" };
+    size_t i;
+    if (strcmp(name, "--open-login") == 0) return o->open_login = true;
+    if (strcmp(name, "--no-early") == 0) return o->no_early = true;
+    if (strcmp(name, "--json") == 0) return o->json = true;
+    if (strcmp(name, "--deny") == 0) return o->deny = true;
+    if (strcmp(name, "-v") == 0) return o->verbose = true;
+    if (strcmp(name, "--help") == 0) {
+        fputs(usage, stdout);
+        exit(0);
+    }
+    if (value == NULL) die("%s: unknown, or without its value; see --help", name);
+    for (i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *texts[i] = value;
+            return 2;
+        }
+    if (strcmp(name, "--authkey") == 0) add_key(h, value);
+    else if (strcmp(name, "--max-nodes") == 0) take_number(&o->max_nodes, value, MAX_NODES);
+    else if (strcmp(name, "--ephemeral-s") == 0) take_number(&o->ephemeral_s, value, 86400);
+    else if (strcmp(name, "--keepalive-s") == 0) take_number(&o->keepalive_s, value, 86400);
+    else if (strcmp(name, "--allow") == 0) {
+        if (!add_rule(h, value)) die("no such rule: %s", value);
+    } else die("%s: unknown; see --help", name);
+    return 2;
+}
+
+/* Host and port of the URL: what nodes find in the DERP map. */
+static void take_url(host *h)
+{
+    const char *at = h->opt.url, *end, *colon;
+    uint64_t    port = 443;
+    size_t      len;
+    if (!tn_begins(at, strlen(at), "https://")) die("--url has to begin with https://");
+    at += 8;
+    end = at + strcspn(at, "/");
+    if (*end != '\0') die("--url without a path, please");
+    colon = at[0] == '[' ? strchr(at, ']') : at;
+    colon = colon == NULL ? NULL : strchr(colon, ':');
+    if (colon != NULL && !tn_dec_parse(colon + 1, strlen(colon + 1), 65535, &port))
+        die("no such port in --url");
+    len = (size_t)((colon == NULL ? end : colon) - at);
+    if (at[0] == '[') {
+        at++;
+        len -= 2;
+    }
+    if (!tn_text_copy(h->name, sizeof h->name, at, len) || len == 0) die("no host in --url");
+    h->port = (uint16_t)port;
+}
+
+static void set_up(host *h)
+{
+    size_t   i;
+    unsigned k;
+    uint16_t port = 0;
+    told    *t;
+    body    *b;
+    h->conn_count = 2 * (size_t)h->opt.max_nodes + 16;
+    h->answer_cap = 65536 + 1536 * (size_t)h->opt.max_nodes;
+    h->nodes  = (node *)calloc(h->opt.max_nodes, sizeof(node));
+    h->conns  = (conn *)calloc(h->conn_count, sizeof(conn));
+    h->answer = (char *)malloc(h->answer_cap);
+    t = (told *)calloc(h->conn_count * h->opt.max_nodes, sizeof(told));
+    b = (body *)calloc(h->conn_count, sizeof(body));
+    if (h->nodes == NULL || h->conns == NULL || h->answer == NULL || t == NULL || b == NULL)
+        die("not enough memory for %lu nodes", (unsigned long)h->opt.max_nodes);
+    for (i = 0; i < h->conn_count; i++) {
+        h->conns[i].told = t + i * h->opt.max_nodes;
+        h->conns[i].b    = b + i;
+    }
+    for (k = 0; k < MAX_ADMINS; k++) h->admins[k].fd = -1;
+    huffman_init(&h->huff);
+    take_url(h);
+    load_certificate(h);
+    load_state(h);
+    if (h->opt.policy != NULL && !load_policy(h, h->opt.policy))
+        die("%s is no JSON array, or longer than %d bytes", h->opt.policy, POLICY_MAX - 1);
+    if (h->rule_count == 0 && !h->opt.deny && h->opt.policy == NULL) (void)add_rule(h, "*>*:*");
+    names_changed(h);
+    h->plain_fd = h->stun_fd = h->admin_fd = -1;
+    h->tls_fd = open_socket(h->opt.listen, SOCK_STREAM, &port);
+    if (h->tls_fd < 0) die("cannot listen on %s: %s", h->opt.listen, strerror(errno));
+    if (h->opt.plain != NULL && (h->plain_fd = open_socket(h->opt.plain, SOCK_STREAM, &port)) < 0)
+        die("cannot listen on %s: %s", h->opt.plain, strerror(errno));
+    if (h->opt.stun != NULL &&
+        (h->stun_fd = open_socket(h->opt.stun, SOCK_DGRAM, &h->stun_port)) < 0)
+        die("cannot answer STUN on %s: %s", h->opt.stun, strerror(errno));
+    if (h->opt.admin != NULL && (h->admin_fd = open_admin(h->opt.admin, true)) < 0)
+        die("cannot open %s: %s", h->opt.admin, strerror(errno));
+}
+
+static void conn_work(host *h, conn *c)
+{
+    if (c->stage == AT_FREE || c->gone) return;
+    if (c->tls) conn_work_tls(h, c);
+    else        conn_work_plain(h, c);
+}
+
+/* What we wait for on a connection. */
+static short conn_wants(const conn *c)
+{
+    unsigned state = c->tls ? br_ssl_engine_current_state(&c->b->tls.eng) : 0u;
+    bool     in    = !c->tls || (state & BR_SSL_RECVREC) != 0;
+    bool     out   = c->to != c->from || (state & BR_SSL_SENDREC) != 0;
+    return (short)((in ? POLLIN : 0) | (out ? POLLOUT : 0));
+}
+
+/* Logins that nobody approved, ephemeral nodes that are away, a ping without an answer. */
+static void forget_old(host *h)
+{
+    uint32_t i;
+    for (i = 0; i < MAX_LOGINS; i++)
+        if (h->logins[i].id[0] != '\0' && h->now_ms >= h->logins[i].deadline_ms)
+            h->logins[i].id[0] = '\0';
+    for (i = 0; i < h->opt.max_nodes; i++) {
+        node *n = &h->nodes[i];
+        if (n->id == 0) continue;
+        if (n->forget_ms <= h->now_ms && !is_online(n)) forget_node(h, n);
+        else if (n->expiry_ms != 0 && n->expiry_ms <= h->wall_ms && !n->expired) expire_node(h, n);
+    }
+    if (h->ping_start_ms != 0 && h->now_ms - h->ping_start_ms > PING_MS) ping_answered(h, NULL, 0);
+}
+
+/* One turn of the loop: wait, take what came, give what is due. */
+static void turn(host *h, struct pollfd *fds)
+{
+    uint32_t clock = h->clock;
+    size_t   i, n = 0;
+    unsigned k;
+    int      fixed[4];
+    fixed[0] = h->tls_fd;
+    fixed[1] = h->plain_fd;
+    fixed[2] = h->stun_fd;
+    fixed[3] = h->admin_fd;
+    for (k = 0; k < 4 + MAX_ADMINS; k++, n++) {
+        fds[n].fd     = k < 4 ? fixed[k] : h->admins[k - 4].fd;
+        fds[n].events = POLLIN;
+    }
+    for (i = 0; i < h->conn_count; i++, n++) {
+        fds[n].fd     = h->conns[i].stage == AT_FREE ? -1 : h->conns[i].fd;
+        fds[n].events = fds[n].fd < 0 ? (short)0 : conn_wants(&h->conns[i]);
+    }
+    if (poll(fds, (nfds_t)n, h->again ? 0 : 1000) < 0 && errno != EINTR) die("poll failed");
+    read_clocks(h);
+    h->again = false;
+    for (i = 0; i < h->conn_count; i++)
+        if (fds[4 + MAX_ADMINS + i].fd >= 0 &&
+            (fds[4 + MAX_ADMINS + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0)
+            h->conns[i].readable = true;
+    if ((fds[0].revents & POLLIN) != 0) conn_begin(h, h->tls_fd, true);
+    if ((fds[1].revents & POLLIN) != 0) conn_begin(h, h->plain_fd, false);
+    if ((fds[2].revents & POLLIN) != 0) stun_work(h);
+    if ((fds[3].revents & POLLIN) != 0) admin_accept(h);
+    for (k = 0; k < MAX_ADMINS; k++)
+        if (fds[4 + k].fd >= 0 && fds[4 + k].revents != 0) admin_work(h, &h->admins[k]);
+    forget_old(h);
+    for (i = 0; i < h->conn_count; i++) conn_work(h, &h->conns[i]);
+    for (i = 0; i < h->conn_count; i++) {
+        conn *c = &h->conns[i];
+        if (c->stage == AT_FREE) continue;
+        if (c->to != c->from) conn_work(h, c);
+        conn_limits(h, c);
+        if (c->gone) conn_end(h, c);
+    }
+    if (h->dirty) save_state(h);
+    h->again = h->again || clock != h->clock;
+}
+
+static volatile sig_atomic_t stop_asked;
+
+static void on_signal(int number)
+{
+    (void)number;
+    stop_asked = 1;
+}
+
+int main(int argc, char **argv)
+{
+    static host    h;
+    struct pollfd *fds;
+    int            i;
+    if (argc > 3 && strcmp(argv[1], "--ask") == 0) return ask(argc - 2, argv + 2);
+    h.opt.max_nodes   = 64;
+    h.opt.ephemeral_s = 30;
+    h.opt.keepalive_s = 50;
+    h.opt.domain      = "tail.lab";
+    read_clocks(&h);
+    for (i = 1; i < argc;) i += take_option(&h, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
+    if (h.opt.listen == NULL || h.opt.url == NULL || h.opt.cert == NULL || h.opt.key == NULL) {
+        fputs(usage, stderr);
+        return 1;
+    }
+    set_up(&h);
+    fds = (struct pollfd *)calloc(h.conn_count + 4 + MAX_ADMINS, sizeof *fds);
+    if (fds == NULL) die("not enough memory");
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, on_signal);
+    signal(SIGINT, on_signal);
+    if (!h.opt.json) {
+        printf("selfhost %s on %s: for tests and small labs, no database\n", TAILNET_VERSION,
+               h.opt.url);
+        fflush(stdout);
+    }
+    tell(&h, "ready", NULL, h.opt.url);
+    while (!h.stop && stop_asked == 0) turn(&h, fds);
+    if (h.opt.admin != NULL) unlink(h.opt.admin);
+    return 0;
 }

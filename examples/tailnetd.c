@@ -501,7 +501,7 @@ static void on_news(void *user, tailnet_posix *p, uint32_t events)
     if ((events & (TAILNET_EVENT_STATE | TAILNET_EVENT_SELF)) != 0) say_state();
     if (tailnet_get_state(p->node) == TAILNET_STATE_RUNNING && !app.was_running) {
         app.was_running = true;
-        memset(app.auth_key, 0, sizeof app.auth_key);   /* it has done its work */
+        explicit_bzero(app.auth_key, sizeof app.auth_key);   /* it has done its work */
     }
     if ((events & TAILNET_EVENT_LOGIN) != 0) say_login();
     if ((events & TAILNET_EVENT_PEERS) != 0) say_peers("peers");
@@ -842,6 +842,6 @@ int main(int argc, char **argv)
     heap_watch(false);
     say_stats();
     tailnet_posix_close(&app.posix);
-    memset(app.auth_key, 0, sizeof app.auth_key);
+    explicit_bzero(app.auth_key, sizeof app.auth_key);
     return code;
 }

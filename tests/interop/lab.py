@@ -92,7 +92,8 @@ class Pki:
         with open(base + ".ext", "w") as f:
             f.write("subjectAltName=%s\nextendedKeyUsage=serverAuth\n" % alt)
         # `openssl ca` takes dates; `openssl x509` only days from today.
-        first = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=400 if expired else 1)
+        age = datetime.timedelta(days=400 if expired else 1)
+        first = datetime.datetime.now(datetime.timezone.utc) - age
         last = first + datetime.timedelta(days=30)
         with open(base + ".cnf", "w") as f:
             f.write("[ca]\ndefault_ca=c\n[c]\ndatabase=%s.db\nnew_certs_dir=%s\nrand_serial=yes\n"
