@@ -253,7 +253,9 @@
 extern "C" {
 #endif
 
-/* >>api-types */
+/* ======================================================================== *
+ * >>api-types
+ * ======================================================================== */
 
 /* ---- 1. Words ---------------------------------------------------------- */
 
@@ -546,7 +548,9 @@ typedef struct tailnet_network {
     bool                down;       /* no network: be silent                   */
 } tailnet_network;
 
-/* >>api */
+/* ======================================================================== *
+ * >>api
+ * ======================================================================== */
 
 /* ---- 3. Life ------------------------------------------------------------ */
 
@@ -723,19 +727,25 @@ typedef struct tailnet_dns {
 } tailnet_dns;
 TAILNET_API bool tailnet_get_dns(const tailnet_node *node, size_t index, tailnet_dns *out);
 
-/* Answer a DNS message from the map: OK and the answer's length; NO_ROUTE when
- * the name is none of ours (ask a real resolver); AGAIN when the peer is not
- * in the directory (give no answer, the asker repeats; see fetch_peer). */
+/* Answer a DNS message from the map. *answer_size is the room before the call
+ * and the answer's length after it; 512 is always enough. query and answer must
+ * not overlap. OK: send the answer. NO_ROUTE: the name is none of ours, ask a
+ * real resolver. AGAIN: the peer is not in the directory; give no answer, the
+ * asker repeats (see tailnet_fetch_peer). MALFORMED: no DNS question; be silent.
+ * TOO_BIG: *answer_size is the room that is needed. UNSUPPORTED: this build has
+ * no name service. *answer_size is 0 except with OK and TOO_BIG. */
 TAILNET_API tailnet_result tailnet_answer_dns(const tailnet_node *node,
                                               const void *query, size_t query_size,
                                               void *answer, size_t *answer_size);
 
-/* Would the packet filter let this flow begin? OK, DENIED, or NO_ROUTE when
- * dst is not ours. For listeners and forwarders outside the packet path. */
+/* The beginning of a flow, as the packet filter sees it. */
 typedef struct tailnet_flow {
     tailnet_addr src, dst;
     uint8_t      protocol;          /* 6, 17, ...                              */
 } tailnet_flow;
+
+/* Would the packet filter let this flow begin? OK, DENIED, or NO_ROUTE when
+ * dst is not ours. For listeners and forwarders outside the packet path. */
 TAILNET_API tailnet_result tailnet_check_flow(const tailnet_node *node, const tailnet_flow *flow);
 
 /* The answer to tailnet_ping. False before the first. */
@@ -768,6 +778,8 @@ typedef struct tailnet_stats {
     uint32_t handshakes, links_opened, maps_read, peers_passed_over;
     uint32_t memory_used, memory_free;
 } tailnet_stats;
+
+/* All counters at once. */
 TAILNET_API void tailnet_get_stats(const tailnet_node *node, tailnet_stats *out);
 
 /* A sentence for a result ("" in builds with TAILNET_NO_STRINGS). */
@@ -1122,6 +1134,9 @@ static void tn_wipe(void *dst, size_t len)
     while (len-- != 0) *p++ = 0;
 }
 
+/* Copies a key or a hash: as a memcpy of its own each would become a loop. */
+static TN_NOINLINE void tn_copy_key(void *dst, const void *src) { memcpy(dst, src, 32); }
+
 static uint32_t tn_get_u32be(const uint8_t *b)
 {
     return (uint32_t)b[0] << 24 | (uint32_t)b[1] << 16 | (uint32_t)b[2] << 8 | b[3];
@@ -1135,10 +1150,13 @@ static void tn_put_u32be(uint8_t *b, uint32_t v)
     b[3] = (uint8_t)(v & 0xffu);
 }
 
-static uint64_t tn_min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static TN_NOINLINE uint64_t tn_min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* a + b that stops at TN_NEVER instead of wrapping. */
-static uint64_t tn_time_add(uint64_t a, uint64_t b) { return b > TN_NEVER - a ? TN_NEVER : a + b; }
+static TN_NOINLINE uint64_t tn_time_add(uint64_t a, uint64_t b)
+{
+    return b > TN_NEVER - a ? TN_NEVER : a + b;
+}
 
 /* Value of a hex digit, or -1. */
 static int tn_hex_digit(unsigned c)
@@ -1175,15 +1193,23 @@ static bool tn_is(const char *text, size_t len, const char *word)
     return len == strlen(word) && memcmp(text, word, len) == 0;
 }
 
-/* A whole text of decimal digits, at most max. */
-static bool tn_dec_parse(const char *text, size_t len, uint64_t max, uint64_t *out)
+/* Is there such a byte in the text of len bytes? */
+static bool tn_has_byte(const char *text, size_t len, char c)
+{
+    size_t i = 0;
+    while (i < len && text[i] != c) i++;
+    return i < len;
+}
+
+/* A whole text of decimal digits, no number above most. */
+static bool tn_dec_parse(const char *text, size_t len, uint64_t most, uint64_t *out)
 {
     uint64_t v = 0;
     size_t   i;
     if (len == 0) return false;
     for (i = 0; i < len; i++) {
         unsigned d = (unsigned)(unsigned char)text[i] - '0';
-        if (d > 9 || d > max || v > (max - d) / 10) return false;
+        if (d > 9 || d > most || v > (most - d) / 10) return false;
         v = v * 10 + d;
     }
     *out = v;
@@ -1546,13 +1572,13 @@ static void tn_cr_x25519_bearssl(uint8_t out[32], const uint8_t scalar[32],
                                  const uint8_t point[32])
 {
     uint8_t g[32];
-    memcpy(g, point, sizeof g);
+    tn_copy_key(g, point);
 #  ifdef TAILNET_SLOW_MULTIPLY
     (void)br_ec_c25519_m15.mul(g, sizeof g, scalar, 32, BR_EC_curve25519);
 #  else
     (void)br_ec_c25519_m31.mul(g, sizeof g, scalar, 32, BR_EC_curve25519);
 #  endif
-    memcpy(out, g, sizeof g);
+    tn_copy_key(out, g);
     tn_wipe(g, sizeof g);
 }
 #  define TAILNET_X25519(out, scalar, point) tn_cr_x25519_bearssl(out, scalar, point)
@@ -1675,11 +1701,12 @@ static void tn_cr_blake2s_update(tn_cr_blake2s *b, const void *data, size_t len)
 
 /* Begins a hash of out_len bytes, 1..32; keyed when key_len, 0..32, is not 0.
  * Both lengths go into it: a shorter one is not a longer one cut. */
-static void tn_cr_blake2s_init(tn_cr_blake2s *b, size_t out_len, const void *key, size_t key_len)
+static TN_NOINLINE void tn_cr_blake2s_init(tn_cr_blake2s *b, size_t out_len, const void *key,
+                                           size_t key_len)
 {
     static const uint8_t zero[64] = { 0 };
     TAILNET_ASSERT(out_len >= 1 && out_len <= 32 && key_len <= 32);
-    memcpy(b->h, tn_cr_blake2s_iv, sizeof b->h);
+    tn_copy_key(b->h, tn_cr_blake2s_iv);
     b->h[0] ^= 0x01010000ul ^ (uint32_t)key_len << 8 ^ (uint32_t)out_len;
     b->count     = 0;
     b->block_len = 0;
@@ -1762,7 +1789,7 @@ static void tn_cr_kdf(uint8_t *t1, uint8_t *t2, uint8_t *t3, const uint8_t ck[32
             t[32] = (uint8_t)(i + 1);
             tn_cr_hmac(t, prk, 32, t, sizeof t);
         }
-        memcpy(to[i], t, 32);
+        tn_copy_key(to[i], t);
     }
     tn_wipe(prk, sizeof prk);
     tn_wipe(t, sizeof t);
@@ -2076,7 +2103,7 @@ static void tn_cr_box_seal_salsa20(const uint8_t k[32], const uint8_t nonce[24],
     tn_cr_salsa20 x;
     uint8_t       key[32];
     tn_cr_salsa20_start(&x, k, nonce);
-    memcpy(key, x.block, sizeof key);
+    tn_copy_key(key, x.block);
     tn_cr_salsa20_xor(&x, dst + TN_CR_TAG_LEN, src, len);
     tn_cr_poly1305(dst, key, dst + TN_CR_TAG_LEN, len);
     tn_wipe(&x, sizeof x);
@@ -2257,6 +2284,9 @@ static uint64_t tn_rim_between(tn_rim *r, uint64_t low, uint64_t high)
 
 /* ---- packets ---- */
 
+/* Is there a UDP socket? Nodes that only use relays do without. */
+static bool tn_rim_has_udp(const tn_rim *r) { return r->io.udp_output != NULL; }
+
 /* Sends a run of datagrams. False when that address cannot be reached at all. */
 static bool tn_rim_udp_output(tn_rim *r, const tailnet_addr *to, tailnet_buf *pkts, size_t count)
 {
@@ -2329,6 +2359,9 @@ static bool tn_rim_crypt(tn_rim *r, tailnet_crypt *work, size_t count)
     r->inside = false;
     return true;
 }
+
+/* Does the caller say how much a peer matters? */
+static bool tn_rim_asks_keep(const tn_rim *r) { return r->io.keep_peer != NULL; }
 
 /* How much a peer matters; 0 when nobody says. */
 static int tn_rim_keep_peer(tn_rim *r, const tailnet_peer *peer)
@@ -3535,12 +3568,13 @@ enum {
     TN_H1_OLD           = 512               /* HTTP/1.0                                   */
 };
 
-/* Headers that mean something, in the order of tn_h1_names. */
+/* Headers that mean something, the last few to servers only. */
 typedef enum tn_h1_field {
-    TN_H1_NO_FIELD, TN_H1_CONNECTION, TN_H1_UPGRADE_TO, TN_H1_CONTENT_LENGTH,
-    TN_H1_TRANSFER_ENCODING, TN_H1_HOST, TN_H1_LOCATION, TN_H1_RETRY_AFTER,
-    TN_H1_X_HANDSHAKE, TN_H1_DERP_FAST_START, TN_H1_FIELDS
+    TN_H1_NO_FIELD, TN_H1_UPGRADE_TO, TN_H1_CONTENT_LENGTH, TN_H1_TRANSFER_ENCODING, TN_H1_HOST,
+    TN_H1_LOCATION, TN_H1_CONNECTION, TN_H1_RETRY_AFTER, TN_H1_X_HANDSHAKE,
+    TN_H1_DERP_FAST_START
 } tn_h1_field;
+enum { TN_H1_FIELDS = TAILNET_SERVER ? TN_H1_DERP_FAST_START + 1 : TN_H1_LOCATION + 1 };
 
 typedef struct tn_h1 {
     tn_h1_state  state;
@@ -3598,7 +3632,7 @@ static void tn_h1_token_add(tn_h1 *h, uint8_t c)
     h->token[h->token_len++] = (char)(c >= 'A' && c <= 'Z' ? c | 0x20u : c);
 }
 
-static bool tn_h1_token_is(const tn_h1 *h, const char *word)
+static TN_NOINLINE bool tn_h1_token_is(const tn_h1 *h, const char *word)
 {
     return h->gap < 2 && h->token_len < TN_H1_TOKEN && tn_is(h->token, h->token_len, word);
 }
@@ -3668,15 +3702,17 @@ static bool tn_h1_start_end(tn_h1 *h)
 static bool tn_h1_name_end(tn_h1 *h)
 {
     static const char *const names[TN_H1_FIELDS] = {
-        "", "connection", "upgrade", "content-length", "transfer-encoding", "host", "location",
-        "retry-after", "x-tailscale-handshake", "derp-fast-start"
+        "", "upgrade", "content-length", "transfer-encoding", "host", "location",
+#if TAILNET_SERVER
+        "connection", "retry-after", "x-tailscale-handshake", "derp-fast-start"
+#endif
     };
     unsigned i;
     if (h->token_len == 0) return false;
     h->field = TN_H1_NO_FIELD;
     for (i = 1; i < TN_H1_FIELDS; i++)
         if (tn_h1_token_is(h, names[i])) h->field = (tn_h1_field)i;
-    if (h->field >= TN_H1_CONTENT_LENGTH) {
+    if (h->field >= TN_H1_CONTENT_LENGTH && h->field != TN_H1_CONNECTION) {
         if (((unsigned)h->seen >> h->field & 1u) != 0) return false;
         h->seen = (uint16_t)(h->seen | 1u << h->field);
     }
@@ -3703,19 +3739,21 @@ static bool tn_h1_word_end(tn_h1 *h)
     static const struct {
         uint16_t    field, flag;
         const char *word;
-    } known[7] = {
+    } known[] = {
+#if TAILNET_SERVER
         { TN_H1_CONNECTION,        TN_H1_UPGRADE,      "upgrade" },
         { TN_H1_CONNECTION,        TN_H1_CLOSE,        "close" },
-        { TN_H1_UPGRADE_TO,        TN_H1_TO_CONTROL,   "tailscale-control-protocol" },
         { TN_H1_UPGRADE_TO,        TN_H1_TO_DERP,      "derp" },
         { TN_H1_UPGRADE_TO,        TN_H1_TO_WEBSOCKET, "websocket" },
-        { TN_H1_TRANSFER_ENCODING, TN_H1_CHUNKED,      "chunked" },
-        { TN_H1_DERP_FAST_START,   TN_H1_FAST_START,   "1" }
+        { TN_H1_DERP_FAST_START,   TN_H1_FAST_START,   "1" },
+#endif
+        { TN_H1_UPGRADE_TO,        TN_H1_TO_CONTROL,   "tailscale-control-protocol" },
+        { TN_H1_TRANSFER_ENCODING, TN_H1_CHUNKED,      "chunked" }
     };
     uint64_t v   = 0;
     unsigned old = h->flags, i;
     bool     number;
-    for (i = 0; i < 7; i++)
+    for (i = 0; i < sizeof known / sizeof known[0]; i++)
         if (known[i].field == h->field && tn_h1_token_is(h, known[i].word))
             h->flags |= known[i].flag;
     number = h->gap < 2 && h->token_len < TN_H1_TOKEN &&
@@ -3725,7 +3763,8 @@ static bool tn_h1_word_end(tn_h1 *h)
         h->left = (uint32_t)v;
     }
     if (h->field == TN_H1_TRANSFER_ENCODING && h->flags == old) return false;
-    if (h->field == TN_H1_RETRY_AFTER && number) h->retry_after_s = (uint32_t)v;
+    if (TAILNET_SERVER != 0 && h->field == TN_H1_RETRY_AFTER && number)
+        h->retry_after_s = (uint32_t)v;
     h->token_len = 0;
     h->gap       = 0;
     return true;
@@ -4389,7 +4428,7 @@ static void tn_h2_begin(tn_h2 *h, tn_h2_role role)
 
 /* ---- HTTP/2: streams ---- */
 
-static tn_h2_stream *tn_h2_find(tn_h2 *h, uint32_t id)
+static TN_NOINLINE tn_h2_stream *tn_h2_find(tn_h2 *h, uint32_t id)
 {
     unsigned i;
     for (i = 0; i < TN_H2_STREAMS && id != 0; i++)
@@ -4587,7 +4626,7 @@ static bool tn_h2_put_goaway(tn_h2 *h, tn_wr *w)
 
 /* Writes what is due, whole frames only. False: more is due than there was room for. To be
  * called after each run of tn_h2_next, and before the first stream is opened. */
-static bool tn_h2_flush(tn_h2 *h, tn_wr *w)
+static TN_NOINLINE bool tn_h2_flush(tn_h2 *h, tn_wr *w)
 {
     unsigned i;
     if ((h->due & TN_H2_DUE_FIRST) != 0) {
@@ -4614,7 +4653,7 @@ static bool tn_h2_wants_flush(tn_h2 *h)
 }
 
 /* Asks the peer for a sign of life: TN_H2_PING_ACK. */
-static void tn_h2_ping(tn_h2 *h) { h->due = (uint8_t)(h->due | TN_H2_DUE_PING); }
+static TN_NOINLINE void tn_h2_ping(tn_h2 *h) { h->due = (uint8_t)(h->due | TN_H2_DUE_PING); }
 
 /* The body bytes that one DATA frame may carry now: what both windows, the peer's limit
  * and the room behind the frame's head allow. 0: wait, or the stream is no more. */
@@ -5310,7 +5349,7 @@ static bool tn_nz_mix_open(tn_nz *nz, const uint8_t key[32], uint8_t *data, size
 {
     static const uint8_t nonce[12] = { 0 };
     uint8_t              ad[32];
-    memcpy(ad, nz->h, sizeof ad);
+    tn_copy_key(ad, nz->h);
     tn_nz_mix_hash(nz, data, len + TN_NZ_TAG_LEN);      /* of what was sent       */
     return tn_cr_aead_open(key, nonce, ad, sizeof ad, data, len, data + len);
 }
@@ -5325,7 +5364,7 @@ static void tn_nz_begin(tn_nz *nz, const uint8_t server_pub[32], uint16_t versio
 
     tn_nz_wipe(nz);
     tn_cr_hash(nz->h, name, sizeof name - 1, NULL, 0);  /* longer than 32 bytes   */
-    memcpy(nz->ck, nz->h, sizeof nz->ck);
+    tn_copy_key(nz->ck, nz->h);
     tn_wr_over(&w, prologue, sizeof prologue);
     tn_wr_text(&w, "Tailscale Control Protocol v");
     tn_wr_dec(&w, version);
@@ -5339,8 +5378,8 @@ static void tn_nz_split(tn_nz *nz, bool client)
     uint8_t first[32], second[32];
     tn_cr_kdf(first, second, NULL, nz->ck, NULL, 0);
     tn_nz_enter(nz, TN_NZ_OPEN);
-    memcpy(client ? nz->tx_key : nz->rx_key, first, 32);
-    memcpy(client ? nz->rx_key : nz->tx_key, second, 32);
+    tn_copy_key(client ? nz->tx_key : nz->rx_key, first);
+    tn_copy_key(client ? nz->rx_key : nz->tx_key, second);
     tn_wipe(first, sizeof first);
     tn_wipe(second, sizeof second);
 }
@@ -5356,7 +5395,7 @@ static bool tn_nz_start(tn_nz *nz, const uint8_t machine_priv[32], const uint8_t
     bool    ok;
 
     tn_nz_begin(nz, server_pub, version);
-    memcpy(nz->eph_priv, eph_priv, 32);
+    tn_copy_key(nz->eph_priv, eph_priv);
     tn_cr_clamp(nz->eph_priv);
     tn_cr_x25519_base(pub, nz->eph_priv);
     tn_nz_mix_hash(nz, pub, sizeof pub);
@@ -5439,7 +5478,7 @@ static TN_MAYBE_UNUSED tailnet_result tn_nz_read_initiation(
     ok = ok && tn_nz_mix_dh(nz, key, server_priv, sealed);          /* ss         */
     ok = ok && tn_nz_mix_open(nz, key, tag, 0);
     tn_wipe(key, sizeof key);
-    memcpy(machine_pub, sealed, 32);
+    tn_copy_key(machine_pub, sealed);
     return ok ? TAILNET_OK : tn_nz_fail(nz, TAILNET_ERR_FORGED);
 }
 
@@ -5457,7 +5496,7 @@ static TN_MAYBE_UNUSED tailnet_result tn_nz_accept(
 
     got = tn_nz_read_initiation(nz, server_priv, init, client_eph, machine_pub, version);
     if (got != TAILNET_OK) return got;
-    memcpy(nz->eph_priv, eph_priv, 32);
+    tn_copy_key(nz->eph_priv, eph_priv);
     tn_cr_clamp(nz->eph_priv);
     tn_cr_x25519_base(pub, nz->eph_priv);
     tn_nz_mix_hash(nz, pub, sizeof pub);
@@ -5559,8 +5598,8 @@ static size_t tn_nz_seal(tn_nz *nz, uint8_t *record, size_t len)
 
 /* Opens a whole record in place. The text may be empty. Whatever is wrong with
  * it ends the channel: MALFORMED is its form, FORGED its tag. */
-static tailnet_result tn_nz_open(tn_nz *nz, uint8_t *record, size_t whole_len, uint8_t **text,
-                                 size_t *len)
+static TN_NOINLINE tailnet_result tn_nz_open(tn_nz *nz, uint8_t *record, size_t whole_len,
+                                             uint8_t **text, size_t *len)
 {
     tn_rd    r;
     uint8_t  nonce[12];
@@ -6691,7 +6730,7 @@ static void tn_wg_label_key(uint8_t out[32], const char *label, const uint8_t pu
  * (tn_wg_expire, tn_wg_wipe). */
 static void tn_wg_device_key(tn_wg_device *dev, const uint8_t private_key[32])
 {
-    memcpy(dev->private_key, private_key, 32);
+    tn_copy_key(dev->private_key, private_key);
     tn_cr_x25519_base(dev->public_key, private_key);
     tn_wg_label_key(dev->mac1_key, "mac1----", dev->public_key);
 }
@@ -6915,7 +6954,7 @@ static void tn_wg_cookie_reply(tn_wg_device *dev, uint8_t out[TN_WG_COOKIE_LEN],
     secret = tn_rd_bytes(&r, 32);
     nonce  = tn_rd_bytes(&r, 24);
     if (now_ms >= dev->cookie_until_ms) {
-        memcpy(dev->cookie_secret, secret, 32);
+        tn_copy_key(dev->cookie_secret, secret);
         dev->cookie_until_ms = tn_time_add(now_ms, TN_WG_COOKIE_MS);
     }
     tn_rd_over(&r, msg, len);
@@ -7266,8 +7305,8 @@ static void tn_wg_mix_psk(tn_wg_noise *n)
 
 static void tn_wg_start(tn_wg_noise *n, const uint8_t responder[32])
 {
-    memcpy(n->ck, tn_wg_ck0, 32);
-    memcpy(n->h, tn_wg_h0, 32);
+    tn_copy_key(n->ck, tn_wg_ck0);
+    tn_copy_key(n->h, tn_wg_h0);
     tn_wg_mix_hash(n, responder, 32);
 }
 
@@ -7293,7 +7332,7 @@ static bool tn_wg_get_sealed(tn_wg_noise *n, uint8_t *dst, const uint8_t *box, s
     tn_rd_over(&r, box, len + TN_WG_TAG_LEN);
     tn_rd_copy(&r, dst, len);
     tag = tn_rd_bytes(&r, TN_WG_TAG_LEN);
-    memcpy(h, n->h, sizeof h);
+    tn_copy_key(h, n->h);
     tn_wg_mix_hash(n, box, len + TN_WG_TAG_LEN);
     return tn_cr_aead_open(n->k, tn_wg_zero, h, sizeof h, dst, len, tag);
 }
@@ -7360,9 +7399,9 @@ static tn_wg_verdict tn_wg_initiate(const tn_wg_device *dev, tn_wg *wg,
     if (ok) {
         tn_wg_put_sealed(&n, &w, stamp, TN_WG_STAMP_LEN);
         tn_wg_put_macs(wg, &w, peer, now_ms);
-        memcpy(wg->pending.ck, n.ck, 32);
-        memcpy(wg->pending.h, n.h, 32);
-        memcpy(wg->pending.ephemeral, ephemeral, 32);
+        tn_copy_key(wg->pending.ck, n.ck);
+        tn_copy_key(wg->pending.h, n.h);
+        tn_copy_key(wg->pending.ephemeral, ephemeral);
         wg->pending.index = index;
         wg->initiate_ms = tn_wg_at(now_ms, TN_WG_REKEY_TIMEOUT_MS + index % TN_WG_JITTER_MS);
         if (wg->attempts < TN_WG_ATTEMPTS) wg->attempts++;
@@ -7492,8 +7531,8 @@ static tn_wg_verdict tn_wg_consume_response(const tn_wg_device *dev, tn_wg *wg,
     (void)tn_rd_bytes(&r, 4);
     public_key = tn_rd_bytes(&r, 32);
     sealed     = tn_rd_bytes(&r, TN_WG_TAG_LEN);
-    memcpy(n.ck, wg->pending.ck, 32);
-    memcpy(n.h, wg->pending.h, 32);
+    tn_copy_key(n.ck, wg->pending.ck);
+    tn_copy_key(n.h, wg->pending.h);
     tn_wg_mix_ephemeral(&n, public_key);
     ok = tn_wg_mix_dh(&n, wg->pending.ephemeral, public_key) &&
          tn_wg_mix_dh(&n, dev->private_key, public_key);
@@ -9960,7 +9999,7 @@ static void tn_tls_x_end_cert(const br_x509_class **ctx)
         c->ip_ok = c->der.ip_found;         /* only the first names the server    */
     } else if (c->der.meta) {
         c->meta = true;
-        memcpy(c->meta_key, c->der.meta_key, sizeof c->meta_key);
+        tn_copy_key(c->meta_key, c->der.meta_key);
     } else {
         c->extra = true;
     }
@@ -10288,7 +10327,7 @@ static bool tn_tls_is_over(const tn_tls *t)
 static void tn_tls_learn(tn_tls *t, const tn_tls_check *c)
 {
     t->meta = c->meta;
-    if (c->meta) memcpy(t->meta_key, c->meta_key, sizeof t->meta_key);
+    if (c->meta) tn_copy_key(t->meta_key, c->meta_key);
 }
 
 /* The relay key of the server's meta certificate; NULL: there was none. */
@@ -11202,17 +11241,22 @@ static const uint8_t *tn_link_meta_key(const tn_links *t, tailnet_link h)
 /* ======================================================================== *
  * >>map — the network map: who is there, what they own, which relays exist.
  *
- * Owns:    the directory of peers and its indexes, subnet routes, relay regions,
+ * Owns:    the directory of peers and its index, subnet routes, relay regions,
  *          the name service settings, what is known of ourselves, and wants.
  * Calls:   >>base, >>key, >>json, >>filter (downwards, while a message streams).
  * States:  none of its own; a message is read through tn_map_take, and what has
  *          to happen above is left as a change (tn_map_change).
  * Always:  an entry never moves. A peer that goes is found by no look-up from
  *          that moment, and its slot is not free before the change is finished.
- *          Every entry that is not GOING stands in the four indexes exactly once
- *          per value. Half a filter is never in force.
+ *          Every entry that is not GOING stands in the index exactly once per
+ *          value. Half a filter is never in force.
  * Trust:   the control server's word, read through the Noise channel. Sizes and
  *          numbers in it are not believed; whatever does not fit is counted.
+ *
+ * A stream that breaks off in its first message: the filter stays the old one and
+ * the peers that were new go (tn_map_stream). Relay regions and name service have
+ * no shadow: they may be incomplete until the next stream, whose first message
+ * has all of them, has been read.
  * ======================================================================== */
 
 #define TN_MAP_NONE 0xffffu
@@ -11221,17 +11265,23 @@ enum {
     TN_MAP_FQDN        = TAILNET_MAX_NAME > 24 ? 256 : 128,     /* our own name          */
     TN_MAP_DNS_TEXT    = TAILNET_MAX_NAME > 24 ? 2048 : 384,    /* name service, packed  */
     TN_MAP_REGION_TEXT = 64,                /* host name and certificate of a relay   */
+    TN_MAP_LABEL       = TAILNET_MAX_NAME < 20 ? TAILNET_MAX_NAME : 20,
     TN_MAP_PATH        = 12,                /* deepest place in a message we look at  */
     TN_MAP_WANTS       = 4,
-    TN_MAP_LOST        = 8,
     TN_MAP_SCORES      = 8,
-    TN_MAP_PING_URL    = 255,
-    TN_MAP_PING_BODY   = 512,
+    TN_MAP_TEXT        = 192,               /* URL of a ping, and whatever is shorter */
+    TN_MAP_MORE        = 80,
+    TN_MAP_PING_BODY   = 256,
     TN_MAP_RECENT_S    = 540,               /* in use: WireGuard's zero-key time      */
     TN_MAP_LOST_S      = 600
 };
 
-/* Flags of an entry. The low eight are the public TAILNET_PEER_ bits. */
+/* Flags of an entry. The low eight are the public TAILNET_PEER_ bits. Of a pair that
+ * ends in 4 and 6 the second is the next bit: see tn_map_bit. */
+enum {
+    TN_MAP_BIT_ONLINE = 0, TN_MAP_BIT_EXPIRED = 1, TN_MAP_BIT_JAILED = 6,
+    TN_MAP_BIT_WG_ONLY = 18, TN_MAP_BIT_UNSIGNED = 19, TN_MAP_BIT_AUTHORIZED = 26
+};
 #define TN_MAP_USED     0x00000100ul        /* the entry is taken                     */
 #define TN_MAP_GONE     0x00000200ul        /* leaving: its change is not finished    */
 #define TN_MAP_HAS4     0x00000400ul
@@ -11248,19 +11298,25 @@ enum {
 #define TN_MAP_BUSY     0x00200000ul        /* a session or a staged packet           */
 #define TN_MAP_ROUTED   0x00400000ul        /* has a further address of its own       */
 #define TN_MAP_BROKEN   0x00800000ul        /* asks for something we cannot do        */
-#define TN_MAP_STICKY   (TN_MAP_BUSY | TAILNET_PEER_LOCKED_OUT | TAILNET_PEER_IS_EXIT)
+#define TN_MAP_SEEN     0x01000000ul        /* this message wrote it                  */
+#define TN_MAP_NEW      0x02000000ul        /* made by a first message, not yet over  */
+#define TN_MAP_AUTHORIZED 0x04000000ul      /* MachineAuthorized                      */
+#define TN_MAP_STICKY   (TN_MAP_BUSY | TN_MAP_SEEN | TN_MAP_NEW | TAILNET_PEER_LOCKED_OUT | \
+                         TAILNET_PEER_IS_EXIT)
 
+/* Members in the order of tn_map_spans. */
 typedef struct tn_map_peer {
-    uint8_t  key[32], disco[32];
-    uint64_t id, user, expiry_ms;           /* expiry: ms since 1970, 0 never         */
-    uint8_t  ip6[16], masq6[16], ip4[4], masq4[4];
-    uint32_t caps;                          /* bits of tn_flt_cap                     */
-    uint32_t name_hash, domain_hash;        /* whole name; name without first label   */
-    uint32_t stamp;                         /* message that wrote it last             */
-    uint32_t used_s;                        /* 1 + seconds of its last use, 0 never   */
-    int32_t  rank;
     uint32_t flags;
+    uint32_t used_s;                        /* 1 + seconds of its last use, 0 never   */
+    uint16_t session;                       /* the node's; 0xffff in a new entry      */
     uint16_t region;
+    uint32_t caps;                          /* bits of tn_flt_cap                     */
+    uint64_t expiry_ms;                     /* since 1970, 0 never                    */
+    uint8_t  key[32], disco[32];
+    uint64_t id, user;
+    uint8_t  ip4[4], masq4[4], ip6[16], masq6[16];
+    uint32_t name_hash, domain_hash;        /* whole name; name without first label   */
+    int32_t  rank;
     char     name[TAILNET_MAX_NAME + 1];    /* first label, lower case, cut           */
 } tn_map_peer;
 
@@ -11273,26 +11329,29 @@ typedef struct tn_map_prefix {
     uint8_t  kind, bits;
     uint16_t peer;
 } tn_map_prefix;
-#define TN_MAP_OWN    0x80u                 /* its own address: needs no accept_routes */
-#define TN_MAP_LISTED 0x40u                 /* work only: came from Addresses          */
+#define TN_MAP_OWN     0x80u                /* its own address: needs no accept_routes */
+#define TN_MAP_LISTED  0x40u                /* work only: Addresses has it            */
+#define TN_MAP_ALLOWED 0x20u                /* work only: AllowedIPs has it           */
 
 /* A UDP address where a peer may be reached; family 0: none. */
 typedef struct tn_map_place {
     uint8_t  ip[16];
     uint16_t port;
-    uint8_t  family;
+    uint8_t  family, zero;
 } tn_map_place;
 
+/* One relay. A region has one or more; nth is its place among them. */
 typedef struct tn_map_region {
     char     text[TN_MAP_REGION_TEXT];      /* host, '\0', certificate name or pin    */
     uint8_t  ip6[16], ip4[4];
-    uint16_t id, port, stun_port;           /* stun_port 0: no STUN                   */
-    uint8_t  cert;                          /* 0 none, 1 a name, 2 a pin              */
-    uint8_t  flags;
+    uint16_t id, port, stun_port;           /* stun_port 0: no STUN; id 0: free       */
+    uint8_t  nth, flags;
 } tn_map_region;
 enum {
     TN_MAP_REGION_IP4 = 1, TN_MAP_REGION_IP6 = 2, TN_MAP_REGION_NO4 = 4, TN_MAP_REGION_NO6 = 8,
-    TN_MAP_REGION_NOT_HOME = 16, TN_MAP_REGION_PORT80 = 32, TN_MAP_REGION_STALE = 128
+    TN_MAP_REGION_NOT_HOME = 16, TN_MAP_REGION_PORT80 = 32, TN_MAP_REGION_NAMED = 64,
+    TN_MAP_REGION_PINNED = 128,
+    TN_MAP_REGION_NTH = 15, TN_MAP_REGION_OLD = 128         /* in nth                 */
 };
 
 typedef struct tn_map_score { uint16_t id, thousandths; } tn_map_score;
@@ -11300,78 +11359,72 @@ typedef struct tn_map_score { uint16_t id, thousandths; } tn_map_score;
 enum { TN_MAP_DNS_SEARCH = 1, TN_MAP_DNS_RESOLVER, TN_MAP_DNS_SPLIT, TN_MAP_DNS_RECORD };
 
 typedef struct tn_map_self {
-    uint64_t     id, user, expiry_ms;
+    uint64_t     id, expiry_ms;
     uint8_t      key[32];
     tailnet_addr ip4, ip6;
-    uint16_t     region;
     bool         authorized, expired;
-    bool         only_443, randomize_port, ipv6_names;      /* capabilities of ours   */
+    bool         only_443, ipv6_names;      /* capabilities of ours                   */
     char         name[TN_MAP_FQDN];         /* without its final dot                  */
 } tn_map_self;
 
+/* Who is meant: a key, an address, or a name as its hash and the beginning of its
+ * first label. */
+typedef struct tn_map_who {
+    uint8_t kind;                           /* 0 nobody, 4, 6, TN_MAP_WHO_            */
+    uint8_t what[24];
+} tn_map_who;
+enum { TN_MAP_WHO_KEY = 1, TN_MAP_WHO_NAME = 2 };
+
+/* A peer we would like to have, or one (lost_s) that is known not to be there. */
 typedef struct tn_map_want {
-    uint8_t kind;                           /* 0 free, 4, 6, TN_MAP_WANT_KEY, _NAME   */
-    bool    own, asked;
-    uint8_t what[32];
+    tn_map_who who;
+    bool       own, asked;
+    uint32_t   lost_s;                      /* until when it counts as not there, or 0 */
 } tn_map_want;
-enum { TN_MAP_WANT_KEY = 1, TN_MAP_WANT_NAME = 2 };
 typedef enum tn_map_wish { TN_MAP_WISH_NO, TN_MAP_WISH_WAIT } tn_map_wish;
 
-/* What has been read of one object. Only one is open at a time. */
+/* What has been read of a peer, of ourselves, or of a PeerChange. */
 typedef struct tn_map_node_work {
     tn_map_peer  peer;
     tn_map_place places[TAILNET_MAX_CANDIDATES];
-    uint8_t      allowed4[4], allowed6[16]; /* own address as AllowedIPs has it       */
-    uint16_t     has;                       /* TN_MAP_GOT_                            */
     uint16_t     legacy_region, prefix_count;
     uint8_t      place_count;
-    bool         authorized, wanted, answered, only_443, randomize_port, ipv6_names;
+    bool         wanted, answered, only_443, ipv6_names;
     char         name[TN_MAP_FQDN];
 } tn_map_node_work;
-enum {
-    TN_MAP_GOT_KEY = 1, TN_MAP_GOT_DISCO = 2, TN_MAP_GOT_REGION = 4, TN_MAP_GOT_PLACES = 8,
-    TN_MAP_GOT_CAPS = 16, TN_MAP_GOT_ONLINE = 32, TN_MAP_GOT_EXPIRY = 64,
-    TN_MAP_GOT_ALLOWED = 128, TN_MAP_GOT_ALLOWED4 = 256, TN_MAP_GOT_ALLOWED6 = 512
+enum {                                      /* bits of tn_map.has; up to REST: spans  */
+    TN_MAP_GOT_KEPT, TN_MAP_GOT_REGION, TN_MAP_GOT_CAPS, TN_MAP_GOT_EXPIRY, TN_MAP_GOT_KEY,
+    TN_MAP_GOT_DISCO, TN_MAP_GOT_REST, TN_MAP_GOT_PLACES, TN_MAP_GOT_ALLOWED
 };
 
-typedef struct tn_map_ping {
-    uint16_t     url_len, payload_len;
-    uint8_t      bits;                      /* base64 under way                       */
-    uint32_t     sum;
-    bool         noise, whole, bad;         /* whole: the payload fitted              */
-    tailnet_addr ip;
-    char         url[TN_MAP_PING_URL + 1], types[48];
+/* What has been read of any other object: up to two texts, addresses and numbers.
+ *              text      more      ip       first     last
+ * PingRequest  URL       Types     -        -         -       and payload
+ * DERPNode     HostName  CertName  4, 6     DERPPort  STUNPort
+ * DstPorts     IP        -         -        First     Last
+ * Routes       its key   -         -        -         -
+ * ExtraRecord  Name      Type      Value    -         -                             */
+typedef struct tn_map_item {
+    uint32_t     flags;
+    int32_t      first, last;               /* 0 absent, -1 no 16-bit number          */
+    tailnet_addr ip[2];
+    uint32_t     sum;                       /* base64 under way                       */
+    uint16_t     text_len, payload_len;
+    uint8_t      bits;
+    bool         whole, noise;              /* whole: the payload fitted              */
+    char         text[TN_MAP_TEXT], more[TN_MAP_MORE];
     uint8_t      payload[TN_MAP_PING_BODY];
-} tn_map_ping;
+} tn_map_item;
+enum {                                      /* numbers of bits                        */
+    TN_MAP_ITEM_NOISE, TN_MAP_ITEM_STUN_ONLY, TN_MAP_ITEM_ANY, TN_MAP_ITEM_BAD,
+    TN_MAP_ITEM_PORT80 = 5                  /* as TN_MAP_REGION_PORT80                */
+};
 
-typedef struct tn_map_region_work {
-    tn_map_region node;                     /* of the DERPNode                        */
-    bool          found, usable;            /* the region has one; this one will do   */
-    uint8_t       flags;
-    uint16_t      id;
-    tn_map_region region;
-} tn_map_region_work;
-
-typedef struct tn_map_dst_work {
-    char     ip[96];
-    size_t   len;
-    int64_t  first, last;
-    bool     cut;
-} tn_map_dst_work;
-
-typedef struct tn_map_dns_work {
-    char         domain[TN_JS_MAX_KEY];
-    size_t       len;
-    bool         any, ok;
-    tailnet_addr value;
-} tn_map_dns_work;
-
+/* Only one object is open at a time. Each begins with its flags. */
 typedef union tn_map_work {
-    tn_map_node_work   node;
-    tn_map_ping        ping;
-    tn_map_region_work region;
-    tn_map_dst_work    dst;
-    tn_map_dns_work    dns;
+    uint32_t         flags;
+    tn_map_node_work node;
+    tn_map_item      item;
 } tn_map_work;
 
 typedef struct tn_map_limits {
@@ -11379,9 +11432,8 @@ typedef struct tn_map_limits {
     uint8_t  places;
 } tn_map_limits;
 
-/* The indexes. A slot is a peer's number, in the first twice that and one for
- * IPv6, or TN_MAP_NONE. */
-enum { TN_MAP_BY_IP, TN_MAP_BY_KEY, TN_MAP_BY_ID, TN_MAP_BY_DISCO, TN_MAP_TABLES };
+/* The values by which a peer is found. */
+enum { TN_MAP_BY_KEY, TN_MAP_BY_DISCO, TN_MAP_BY_ID, TN_MAP_BY_IP4, TN_MAP_BY_IP6, TN_MAP_BYS };
 
 typedef enum tn_map_result {
     TN_MAP_ERROR = -1, TN_MAP_OK, TN_MAP_CHANGE, TN_MAP_PING, TN_MAP_BROWSE
@@ -11395,175 +11447,152 @@ enum {                                      /* kinds of change, bits            
 #define TN_MAP_EVENT_REGIONS 0x20000ul
 
 /* What is left to do with what was read, step by step between the changes. */
-typedef enum tn_map_todo {
-    TN_MAP_DO_NOTHING, TN_MAP_DO_PLACE, TN_MAP_DO_PATCH, TN_MAP_DO_SWEEP, TN_MAP_DO_FINISH
-} tn_map_todo;
+enum { TN_MAP_DO_NOTHING, TN_MAP_DO_PLACE, TN_MAP_DO_SWEEP, TN_MAP_DO_UNDO, TN_MAP_DO_FINISH };
 
+/* Small members first: their places fit into short instructions. */
 typedef struct tn_map {
-    tn_map_limits  max;
+    uint8_t        todo, change_kind;
+    bool           first, listed, has_self, asks, accept_routes, peers_missing, passed_now;
+    bool           reread, reread_done, region_passed, change_places, under_way, unsafe;
+    bool           keep_alive, lock_on, dns_proxied, node_seen, dns_seen, lock_seen;
+    uint8_t        region_nth, region_flags;
+    uint8_t        filter_news;             /* of the last commit: TN_FLT_            */
+    tn_map_limits  limits;
+    uint16_t       has;                     /* of the object of the work: TN_MAP_GOT_ */
+    uint16_t       going, change_index, sweep_at, peer_count, route_count, exit_index;
+    uint16_t       dns_len, home, region_id;
     tn_map_peer   *peers;
-    uint16_t      *slots[TN_MAP_TABLES];
+    uint16_t      *index;                   /* see tn_map_head                        */
     tn_map_prefix *routes;                  /* in force; behind them those of the work */
     tn_map_region *regions;
     tn_map_place  *places;
-    tn_map_self    self;
-    tn_map_work    work;
-    tn_map_want    wants[TN_MAP_WANTS];
-    uint32_t       lost[TN_MAP_LOST], lost_until_s[TN_MAP_LOST];
-    tn_map_score   scores[TN_MAP_SCORES];
-    uint8_t        dns[TN_MAP_DNS_TEXT];
     const char    *exit_node;
+    uint32_t       events, passed_over, dropped, wants_met, wants_lost, ping_hash, sleep_ms;
+    uint32_t       named;                   /* flags that the object of the work names */
     uint64_t       next_expiry_ms;          /* TN_NEVER: none                         */
     uint64_t       control_time_ms;         /* of the message, 0 none                 */
-    uint32_t       events, serial, passed_over, dropped, wants_met, wants_lost, ping_hash;
-    uint32_t       sleep_ms;
-    tn_map_todo    todo;
-    unsigned       filter_news;             /* of the last commit: TN_FLT_            */
-    uint16_t       peer_count, route_count, dns_len, home, sweep_at, lost_at, exit_index;
-    uint16_t       change_index, going;
-    uint8_t        change_kind;
     uint8_t        path[TN_MAP_PATH];
-    bool           accept_routes, asks, first, has_self, keep_alive, lock_on, peers_missing;
-    bool           dns_proxied, node_seen, dns_seen, lock_seen, listed, passed_now, reread;
-    bool           reread_done, region_passed, change_places;
+    tn_map_want    wants[TN_MAP_WANTS];
+    tn_map_score   scores[TN_MAP_SCORES];
+    tn_map_work    work;
+    tn_map_self    self;
+    uint8_t        dns[TN_MAP_DNS_TEXT];
 } tn_map;
 
 /* ---- memory ---- */
 
-static size_t tn_map_round(size_t n) { return (n + 7u) & ~(size_t)7u; }
+/* Heads of the chains of one kind of value: one for two peers. */
+static size_t tn_map_heads(const tn_map_limits *limits) { return limits->peers / 2u + 1u; }
 
-static size_t tn_map_slots(const tn_map_limits *max, unsigned table)
+/* Where the five pools lie, and behind the last: how much memory that is. */
+static size_t tn_map_lay(const tn_map_limits *limits, size_t at[5])
 {
-    return (size_t)max->peers * (table == TN_MAP_BY_IP ? 4u : 2u);
+    size_t   size[5], n = limits->peers, sum = 0;
+    unsigned i;
+    size[0] = n * sizeof(tn_map_peer);
+    size[1] = n * limits->places * sizeof(tn_map_place);
+    size[2] = (2u * (size_t)limits->routes + 2u) * sizeof(tn_map_prefix);
+    size[3] = limits->regions * sizeof(tn_map_region);
+    size[4] = TN_MAP_BYS * (n + tn_map_heads(limits)) * sizeof(uint16_t);
+    for (i = 0; i < 5; i++) {
+        at[i] = sum;
+        sum += (size[i] + 7u) & ~(size_t)7u;
+    }
+    return sum;
 }
 
 /* Bytes that tn_map_init takes. */
-static size_t tn_map_memory(const tn_map_limits *max)
+static size_t tn_map_memory(const tn_map_limits *limits)
 {
-    size_t   sum = tn_map_round(max->peers * sizeof(tn_map_peer));
-    unsigned i;
-    for (i = 0; i < TN_MAP_TABLES; i++)
-        sum += tn_map_round(tn_map_slots(max, i) * sizeof(uint16_t));
-    sum += tn_map_round((2u * (size_t)max->routes + 2u) * sizeof(tn_map_prefix));
-    sum += tn_map_round(max->regions * sizeof(tn_map_region));
-    return sum + tn_map_round((size_t)max->peers * max->places * sizeof(tn_map_place));
-}
-
-static void *tn_map_carve(uint8_t **at, size_t size)
-{
-    void *here = *at;
-    memset(here, 0, size);
-    *at += tn_map_round(size);
-    return here;
+    size_t at[5];
+    return tn_map_lay(limits, at);
 }
 
 /* memory: tn_map_memory bytes, aligned to 8, for as long as the map is used. */
-static void tn_map_init(tn_map *m, const tn_map_limits *max, void *memory)
+static void tn_map_init(tn_map *m, const tn_map_limits *limits, void *memory)
 {
-    uint8_t *at = (uint8_t *)memory;
-    unsigned i;
-    TAILNET_ASSERT(max->peers < 0x7fff && max->places <= TAILNET_MAX_CANDIDATES);
+    uint8_t *base = (uint8_t *)memory;
+    size_t   at[5], size = tn_map_lay(limits, at);
+    TAILNET_ASSERT(limits->peers < 0x7fff && limits->places <= TAILNET_MAX_CANDIDATES);
     memset(m, 0, sizeof *m);
-    m->max   = *max;
-    m->peers = (tn_map_peer *)tn_map_carve(&at, max->peers * sizeof(tn_map_peer));
-    for (i = 0; i < TN_MAP_TABLES; i++) {
-        size_t size = tn_map_slots(max, i) * sizeof(uint16_t);
-        m->slots[i] = (uint16_t *)tn_map_carve(&at, size);
-        memset(m->slots[i], 0xff, size);
-    }
-    m->routes  = (tn_map_prefix *)tn_map_carve(&at, (2u * (size_t)max->routes + 2u) *
-                                                   sizeof(tn_map_prefix));
-    m->regions = (tn_map_region *)tn_map_carve(&at, max->regions * sizeof(tn_map_region));
-    m->places  = (tn_map_place *)tn_map_carve(&at, (size_t)max->peers * max->places *
-                                                   sizeof(tn_map_place));
+    memset(base, 0, at[4]);
+    memset(base + at[4], 0xff, size - at[4]);
+    m->limits          = *limits;
+    m->peers        = (tn_map_peer *)(void *)(base + at[0]);
+    m->places       = (tn_map_place *)(void *)(base + at[1]);
+    m->routes       = (tn_map_prefix *)(void *)(base + at[2]);
+    m->regions      = (tn_map_region *)(void *)(base + at[3]);
+    m->index        = (uint16_t *)(void *)(base + at[4]);
     m->change_index = m->going = m->exit_index = TN_MAP_NONE;
     m->next_expiry_ms = TN_NEVER;
     m->first          = true;
 }
 
-/* ---- the indexes ---- */
+/* ---- the index ---- */
 
+/* FNV-1a over the bytes; letters count as lower case, for names. */
 static uint32_t tn_map_hash(uint32_t h, const void *bytes, size_t len)
 {
     const uint8_t *b = (const uint8_t *)bytes;
-    while (len-- != 0) h = (h ^ *b++) * (uint32_t)16777619ul;
+    while (len-- != 0) {
+        unsigned c = *b++;
+        h = (h ^ (c - 'A' < 26u ? c + 32u : c)) * (uint32_t)16777619ul;
+    }
     return h;
 }
 #define TN_MAP_HASH_BEGIN ((uint32_t)2166136261ul)
 
-/* The bytes a slot stands for. */
-static const void *tn_map_slot_bytes(const tn_map *m, unsigned table, uint16_t v, size_t *len)
+/* Where the values stand in an entry. */
+static const uint8_t tn_map_at[TN_MAP_BYS]  = {
+    offsetof(tn_map_peer, key), offsetof(tn_map_peer, disco), offsetof(tn_map_peer, id),
+    offsetof(tn_map_peer, ip4), offsetof(tn_map_peer, ip6)
+};
+static const uint8_t tn_map_len[TN_MAP_BYS] = { 32, 32, 8, 4, 16 };
+
+static const uint8_t *tn_map_bytes(const tn_map *m, unsigned by, uint16_t i)
 {
-    const tn_map_peer *p = &m->peers[table == TN_MAP_BY_IP ? v / 2u : v];
-    switch (table) {
-    case TN_MAP_BY_IP:
-        *len = (v & 1u) != 0 ? 16 : 4;
-        return (v & 1u) != 0 ? p->ip6 : p->ip4;
-    case TN_MAP_BY_KEY:
-        *len = 32;
-        return p->key;
-    case TN_MAP_BY_ID:
-        *len = sizeof p->id;
-        return &p->id;
-    default:
-        *len = 32;
-        return p->disco;
-    }
+    return (const uint8_t *)&m->peers[i] + tn_map_at[by];
 }
 
-static size_t tn_map_home_slot(const tn_map *m, unsigned table, const void *bytes, size_t len)
+/* The head of the chain of a value. Behind the heads of a kind: who comes after
+ * whom. */
+static uint16_t *tn_map_head(const tn_map *m, unsigned by, const void *bytes)
 {
-    return tn_map_hash(TN_MAP_HASH_BEGIN, bytes, len < 16 ? len : 16) %
-           tn_map_slots(&m->max, table);
+    size_t heads = tn_map_heads(&m->limits);
+    return m->index + by * (heads + m->limits.peers) +
+           tn_map_hash(TN_MAP_HASH_BEGIN, bytes, tn_map_len[by] < 16 ? tn_map_len[by] : 16) % heads;
 }
 
-static void tn_map_insert(tn_map *m, unsigned table, uint16_t v)
+static uint16_t *tn_map_next(const tn_map *m, unsigned by, uint16_t i)
 {
-    size_t      len, count = tn_map_slots(&m->max, table);
-    const void *bytes = tn_map_slot_bytes(m, table, v, &len);
-    size_t      at    = tn_map_home_slot(m, table, bytes, len);
-    while (m->slots[table][at] != TN_MAP_NONE) at = (at + 1) % count;  /* half is free */
-    m->slots[table][at] = v;
+    size_t heads = tn_map_heads(&m->limits);
+    return m->index + by * (heads + m->limits.peers) + heads + i;
 }
 
-/* Takes v out and closes the gap (Knuth's algorithm R): later ones of the run move
- * up unless they would then stand before their home. */
-static void tn_map_extract(tn_map *m, unsigned table, uint16_t v)
+/* Puts an entry into the chains of its values or takes it out; they must not change
+ * while it is in. */
+static void tn_map_link(tn_map *m, uint16_t i, bool in)
 {
-    size_t      len, count = tn_map_slots(&m->max, table);
-    const void *bytes = tn_map_slot_bytes(m, table, v, &len);
-    size_t      at    = tn_map_home_slot(m, table, bytes, len), gap, home;
-    while (m->slots[table][at] != v) {
-        if (m->slots[table][at] == TN_MAP_NONE) return;
-        at = (at + 1) % count;
+    uint32_t flags = m->peers[i].flags;
+    unsigned by;
+    for (by = 0; by < TN_MAP_BYS; by++) {
+        uint16_t *at = tn_map_head(m, by, tn_map_bytes(m, by, i)), *next = tn_map_next(m, by, i);
+        if (by == TN_MAP_BY_DISCO && (flags & TN_MAP_DISCO_KEY) == 0) continue;
+        if (by == TN_MAP_BY_IP4 && (flags & TN_MAP_HAS4) == 0) continue;
+        if (by == TN_MAP_BY_IP6 && (flags & TN_MAP_HAS6) == 0) continue;
+        while (!in && *at != i) at = tn_map_next(m, by, *at);
+        if (in) *next = *at;
+        *at = in ? i : *next;
     }
-    gap = at;
-    for (;;) {
-        at = (at + 1) % count;
-        if (m->slots[table][at] == TN_MAP_NONE) break;
-        bytes = tn_map_slot_bytes(m, table, m->slots[table][at], &len);
-        home  = tn_map_home_slot(m, table, bytes, len);
-        if ((at + count - home) % count >= (at + count - gap) % count) {
-            m->slots[table][gap] = m->slots[table][at];
-            gap = at;
-        }
-    }
-    m->slots[table][gap] = TN_MAP_NONE;
 }
 
 /* Which peer has this value? Of several the one with the lowest id. */
-static bool tn_map_find(const tn_map *m, unsigned table, const void *bytes, size_t len,
-                        uint16_t *index)
+static bool tn_map_find(const tn_map *m, unsigned by, const void *bytes, uint16_t *index)
 {
-    size_t count = tn_map_slots(&m->max, table), at, have_len;
-    bool   found = false;
-    if (count == 0) return false;
-    at = tn_map_home_slot(m, table, bytes, len);
-    for (; m->slots[table][at] != TN_MAP_NONE; at = (at + 1) % count) {
-        uint16_t    v    = m->slots[table][at];
-        const void *have = tn_map_slot_bytes(m, table, v, &have_len);
-        uint16_t    i    = (uint16_t)(table == TN_MAP_BY_IP ? v / 2u : v);
-        if (have_len != len || memcmp(have, bytes, len) != 0) continue;
+    uint16_t i     = *tn_map_head(m, by, bytes);
+    bool     found = false;
+    for (; i != TN_MAP_NONE; i = *tn_map_next(m, by, i)) {
+        if (memcmp(tn_map_bytes(m, by, i), bytes, tn_map_len[by]) != 0) continue;
         if (found && m->peers[*index].id < m->peers[i].id) continue;
         *index = i;
         found  = true;
@@ -11571,40 +11600,7 @@ static bool tn_map_find(const tn_map *m, unsigned table, const void *bytes, size
     return found;
 }
 
-static void tn_map_move(tn_map *m, unsigned table, unsigned v, bool in)
-{
-    if (in) tn_map_insert(m, table, (uint16_t)v);
-    else    tn_map_extract(m, table, (uint16_t)v);
-}
-
-/* Puts an entry into the indexes or takes it out; its values must not change while
- * it is in. */
-static void tn_map_link(tn_map *m, uint16_t i, bool in)
-{
-    uint32_t flags = m->peers[i].flags;
-    if ((flags & TN_MAP_HAS4) != 0) tn_map_move(m, TN_MAP_BY_IP, 2u * i, in);
-    if ((flags & TN_MAP_HAS6) != 0) tn_map_move(m, TN_MAP_BY_IP, 2u * i + 1u, in);
-    tn_map_move(m, TN_MAP_BY_KEY, i, in);
-    tn_map_move(m, TN_MAP_BY_ID, i, in);
-    if ((flags & TN_MAP_DISCO_KEY) != 0) tn_map_move(m, TN_MAP_BY_DISCO, i, in);
-}
-
-/* ---- names ---- */
-
-static uint8_t tn_map_lower(char c)
-{
-    return (uint8_t)(c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c);
-}
-
-static uint32_t tn_map_name_hash(uint32_t h, const char *text, size_t len)
-{
-    size_t i;
-    for (i = 0; i < len; i++) {
-        uint8_t c = tn_map_lower(text[i]);
-        h = tn_map_hash(h, &c, 1);
-    }
-    return h;
-}
+/* ---- names, and who is meant ---- */
 
 static size_t tn_map_name_len(const char *text, size_t len)
 {
@@ -11618,40 +11614,85 @@ static size_t tn_map_label_len(const char *text, size_t len)
     return n;
 }
 
+/* The first letters of a label in lower case. */
+static void tn_map_label(void *dst, size_t cap, const char *text, size_t len)
+{
+    uint8_t *d = (uint8_t *)dst;
+    size_t   i;
+    for (i = 0; i < len && i < cap; i++)
+        d[i] = (uint8_t)(text[i] >= 'A' && text[i] <= 'Z' ? text[i] + ('a' - 'A') : text[i]);
+}
+
 /* The suffix that names of this tailnet have; "" before the first map. */
 static const char *tn_map_suffix(const tn_map *m)
 {
-    size_t n = tn_map_label_len(m->self.name, strlen(m->self.name));
-    return m->self.name[n] == '.' ? m->self.name + n + 1 : m->self.name + n;
+    const char *name = m->self.name;
+    name += tn_map_label_len(name, strlen(name));
+    return *name == '.' ? name + 1 : name;
 }
 
 /* The domain of a peer when it is ours, else "": others are not kept. */
 static TN_MAYBE_UNUSED const char *tn_map_domain(const tn_map *m, const tn_map_peer *p)
 {
     const char *ours = tn_map_suffix(m);
-    uint32_t    h    = tn_map_name_hash(TN_MAP_HASH_BEGIN, ours, strlen(ours));
-    return p->name[0] != '\0' && p->domain_hash == h ? ours : "";
+    return p->name[0] != '\0' &&
+           p->domain_hash == tn_map_hash(TN_MAP_HASH_BEGIN, ours, strlen(ours)) ? ours : "";
 }
 
-static uint32_t tn_map_whole_hash(const tn_map *m, const char *name, size_t len)
+static void tn_map_mean(tn_map_who *who, unsigned kind, const void *what, size_t len)
 {
-    uint32_t h = tn_map_name_hash(TN_MAP_HASH_BEGIN, name, len);
-    if (tn_map_label_len(name, len) == len) {
+    memset(who, 0, sizeof *who);
+    who->kind = (uint8_t)kind;
+    memcpy(who->what, what, len < sizeof who->what ? len : sizeof who->what);
+}
+
+/* A name with or without our domain, in any case, with or without the final dot. */
+static void tn_map_mean_name(const tn_map *m, tn_map_who *who, const char *name, size_t len)
+{
+    uint32_t h;
+    size_t   label;
+    len   = tn_map_name_len(name, len);
+    label = tn_map_label_len(name, len);
+    h     = tn_map_hash(TN_MAP_HASH_BEGIN, name, len);
+    if (label == len) {
         const char *suffix = tn_map_suffix(m);
-        h = tn_map_name_hash(h, ".", 1);
-        h = tn_map_name_hash(h, suffix, strlen(suffix));
+        h = tn_map_hash(tn_map_hash(h, ".", 1), suffix, strlen(suffix));
     }
-    return h;
+    tn_map_mean(who, label == 0 ? 0 : TN_MAP_WHO_NAME, &h, sizeof h);
+    tn_map_label(who->what + 4, TN_MAP_LABEL, name, label);
 }
 
-/* Compares with the label an entry keeps, which may be cut. */
-static bool tn_map_label_is(const tn_map_peer *p, const char *name, size_t len)
+/* An address or a name. */
+static void tn_map_mean_text(const tn_map *m, tn_map_who *who, const char *text)
 {
-    size_t n = tn_map_label_len(name, len), i;
-    if (n > TAILNET_MAX_NAME) n = TAILNET_MAX_NAME;
-    for (i = 0; i < n; i++)
-        if ((uint8_t)p->name[i] != tn_map_lower(name[i])) return false;
-    return n != 0 && p->name[n] == '\0';
+    tailnet_addr ip;
+    size_t       len = strlen(text);
+    if (tn_ip_parse(&ip, text, len)) tn_map_mean(who, ip.family, ip.ip, sizeof ip.ip);
+    else                             tn_map_mean_name(m, who, text, len);
+}
+
+/* The flag of a pair that belongs to a family. */
+static uint32_t tn_map_bit(uint32_t flag4, unsigned family)
+{
+    return flag4 << (family >> 1 & 1u);
+}
+
+/* Is it this peer, by its own address, key or name? */
+static bool tn_map_is(const tn_map_peer *p, const tn_map_who *who)
+{
+    const uint8_t *what = who->what;
+    switch (who->kind) {
+    case TN_MAP_WHO_KEY:
+        return memcmp(p->key, what, sizeof who->what) == 0;
+    case TN_MAP_WHO_NAME:
+        return memcmp(&p->name_hash, what, 4) == 0 && memcmp(p->name, what + 4, TN_MAP_LABEL) == 0;
+    case 4:
+        return (p->flags & TN_MAP_HAS4) != 0 && memcmp(p->ip4, what, 4) == 0;
+    case 6:
+        return (p->flags & TN_MAP_HAS6) != 0 && memcmp(p->ip6, what, 16) == 0;
+    default:
+        return false;
+    }
 }
 
 /* ---- questions ---- */
@@ -11664,7 +11705,7 @@ static bool tn_map_there(const tn_map *m, uint16_t i)
 /* An entry, or NULL when it is free. One that is going can still be read. */
 static TN_MAYBE_UNUSED const tn_map_peer *tn_map_peer_at(const tn_map *m, uint16_t i)
 {
-    return i < m->max.peers && (m->peers[i].flags & TN_MAP_USED) != 0 ? &m->peers[i] : NULL;
+    return i < m->limits.peers && (m->peers[i].flags & TN_MAP_USED) != 0 ? &m->peers[i] : NULL;
 }
 
 static TN_MAYBE_UNUSED size_t tn_map_count(const tn_map *m) { return m->peer_count; }
@@ -11673,12 +11714,10 @@ static TN_MAYBE_UNUSED size_t tn_map_count(const tn_map *m) { return m->peer_cou
 static TN_MAYBE_UNUSED bool tn_map_nth(const tn_map *m, size_t n, uint16_t *index)
 {
     uint16_t i;
-    for (i = 0; i < m->max.peers; i++) {
-        if (!tn_map_there(m, i)) continue;
-        if (n-- == 0) {
-            *index = i;
-            return true;
-        }
+    for (i = 0; i < m->limits.peers; i++) {
+        if (!tn_map_there(m, i) || n-- != 0) continue;
+        *index = i;
+        return true;
     }
     return false;
 }
@@ -11687,33 +11726,34 @@ static TN_MAYBE_UNUSED bool tn_map_nth(const tn_map *m, size_t n, uint16_t *inde
 static bool tn_map_usable(const tn_map *m, const tn_map_peer *p)
 {
     uint32_t bad = TN_MAP_GONE | TN_MAP_BROKEN | TAILNET_PEER_EXPIRED | TAILNET_PEER_LOCKED_OUT;
-    if ((p->flags & TN_MAP_USED) == 0 || (p->flags & bad) != 0) return false;
+    uint32_t own = TN_MAP_ROUTED4 | TN_MAP_ROUTED6 | TN_MAP_ROUTED | TAILNET_PEER_IS_EXIT;
+    if ((p->flags & (bad | TN_MAP_USED)) != TN_MAP_USED) return false;
     if ((p->flags & (TN_MAP_DISCO_KEY | TN_MAP_WG_ONLY)) == 0 && p->region == 0) return false;
-    if ((p->flags & (TN_MAP_ROUTED4 | TN_MAP_ROUTED6 | TN_MAP_ROUTED)) != 0) return true;
-    return (m->accept_routes && (p->flags & TAILNET_PEER_HAS_ROUTES) != 0) ||
-           (p->flags & TAILNET_PEER_IS_EXIT) != 0;
+    if (m->accept_routes) own |= TAILNET_PEER_HAS_ROUTES;
+    return (p->flags & own) != 0;
 }
 
-static void tn_map_ip(tailnet_addr *out, unsigned family, const uint8_t *ip)
+static bool tn_map_ip(tailnet_addr *out, bool has, unsigned family, const uint8_t *ip)
 {
     memset(out, 0, sizeof *out);
+    if (!has) return false;
     out->family = (uint8_t)family;
-    if (family != 0) memcpy(out->ip, ip, tn_ip_len(family));
+    memcpy(out->ip, ip, tn_ip_len(family));
+    return true;
 }
 
-/* Its own address of a family; family 0 when it has none. */
-static TN_MAYBE_UNUSED void tn_map_addr(const tn_map_peer *p, unsigned family, tailnet_addr *out)
+/* Its own address of a family; family 0 and false when it has none. */
+static bool tn_map_addr(const tn_map_peer *p, unsigned family, tailnet_addr *out)
 {
-    bool has = (p->flags & (family == 4 ? TN_MAP_HAS4 : TN_MAP_HAS6)) != 0;
-    tn_map_ip(out, has ? family : 0, family == 4 ? p->ip4 : p->ip6);
+    return tn_map_ip(out, (p->flags & tn_map_bit(TN_MAP_HAS4, family)) != 0, family,
+                     family == 4 ? p->ip4 : p->ip6);
 }
 
 /* The address this peer knows us by, when it is another than ours. */
 static TN_MAYBE_UNUSED bool tn_map_masq(const tn_map_peer *p, unsigned family, tailnet_addr *out)
 {
-    bool has = (p->flags & (family == 4 ? TN_MAP_MASQ4 : TN_MAP_MASQ6)) != 0;
-    tn_map_ip(out, has ? family : 0, family == 4 ? p->masq4 : p->masq6);
-    return has;
+    return tn_map_ip(out, (p->flags & tn_map_bit(TN_MAP_MASQ4, family)) != 0, family,
+                     family == 4 ? p->masq4 : p->masq6);
 }
 
 /* What the packet filter wants to know of a peer. */
@@ -11724,10 +11764,15 @@ static TN_MAYBE_UNUSED void tn_map_flt_peer(const tn_map *m, uint16_t i, tn_flt_
     out->jailed = (m->peers[i].flags & (TAILNET_PEER_JAILED | TN_MAP_UNSIGNED)) != 0;
 }
 
+static void tn_map_set_flag(uint32_t *flags, uint32_t flag, bool on)
+{
+    *flags &= ~flag;
+    if (on) *flags |= flag;
+}
+
 static TN_MAYBE_UNUSED void tn_map_busy(tn_map *m, uint16_t i, bool busy)
 {
-    if (busy) m->peers[i].flags |= TN_MAP_BUSY;
-    else      m->peers[i].flags &= ~(uint32_t)TN_MAP_BUSY;
+    tn_map_set_flag(&m->peers[i].flags, TN_MAP_BUSY, busy);
 }
 
 static void tn_map_used(tn_map *m, uint16_t i, uint64_t now_ms)
@@ -11738,8 +11783,7 @@ static void tn_map_used(tn_map *m, uint16_t i, uint64_t now_ms)
 /* Tailnet Lock's verdict on a peer. */
 static TN_MAYBE_UNUSED void tn_map_lock_out(tn_map *m, uint16_t i, bool out)
 {
-    if (out) m->peers[i].flags |= (uint32_t)TAILNET_PEER_LOCKED_OUT;
-    else     m->peers[i].flags &= ~(uint32_t)TAILNET_PEER_LOCKED_OUT;
+    tn_map_set_flag(&m->peers[i].flags, (uint32_t)TAILNET_PEER_LOCKED_OUT, out);
     m->events |= TAILNET_EVENT_PEERS;
 }
 
@@ -11749,41 +11793,48 @@ static TN_MAYBE_UNUSED void tn_map_lock_out(tn_map *m, uint16_t i, bool out)
 static bool tn_map_by_own_ip(const tn_map *m, const tailnet_addr *ip, uint16_t *index)
 {
     return ip->family != 0 &&
-           tn_map_find(m, TN_MAP_BY_IP, ip->ip, tn_ip_len(ip->family), index);
+           tn_map_find(m, ip->family == 4 ? TN_MAP_BY_IP4 : TN_MAP_BY_IP6, ip->ip, index);
 }
 
 static bool tn_map_by_key(const tn_map *m, const uint8_t key[32], uint16_t *index)
 {
-    return tn_map_find(m, TN_MAP_BY_KEY, key, 32, index);
+    return tn_map_find(m, TN_MAP_BY_KEY, key, index);
 }
 
 static TN_MAYBE_UNUSED bool tn_map_by_disco(const tn_map *m, const uint8_t disco[32],
                                             uint16_t *index)
 {
-    return tn_map_find(m, TN_MAP_BY_DISCO, disco, 32, index);
+    return tn_map_find(m, TN_MAP_BY_DISCO, disco, index);
 }
 
 static bool tn_map_by_id(const tn_map *m, uint64_t id, uint16_t *index)
 {
-    return tn_map_find(m, TN_MAP_BY_ID, &id, sizeof id, index);
+    return tn_map_find(m, TN_MAP_BY_ID, &id, index);
 }
 
-/* With or without our domain, in any case, with or without the final dot. */
-static bool tn_map_by_name(const tn_map *m, const char *name, size_t len, uint16_t *index)
+/* The peer that is meant and has these flags; of several the one with the lowest
+ * id. */
+static bool tn_map_by_who(const tn_map *m, const tn_map_who *who, uint32_t flags, uint16_t *index)
 {
-    uint32_t h;
     uint16_t i;
     bool     found = false;
-    len = tn_map_name_len(name, len);
-    h   = tn_map_whole_hash(m, name, len);
-    for (i = 0; i < m->max.peers; i++) {
+    for (i = 0; i < m->limits.peers; i++) {
         const tn_map_peer *p = &m->peers[i];
-        if (p->name_hash != h || !tn_map_there(m, i) || !tn_map_label_is(p, name, len)) continue;
+        if (!tn_map_there(m, i) || (p->flags & flags) != flags || !tn_map_is(p, who)) continue;
         if (found && m->peers[*index].id < p->id) continue;
         *index = i;
         found  = true;
     }
     return found;
+}
+
+/* With or without our domain, in any case, with or without the final dot. */
+static TN_MAYBE_UNUSED bool tn_map_by_name(const tn_map *m, const char *name, size_t len,
+                                           uint16_t *index)
+{
+    tn_map_who who;
+    tn_map_mean_name(m, &who, name, len);
+    return tn_map_by_who(m, &who, 0, index);
 }
 
 /* 100.64.0.0/10 and fd7a:115c:a1e0::/48, where the tailnet's own addresses live. */
@@ -11797,7 +11848,7 @@ static bool tn_map_is_tailnet(const uint8_t *ip, unsigned family)
 
 static bool tn_map_in_force(const tn_map *m, const tn_map_prefix *r)
 {
-    return (m->accept_routes || (r->kind & TN_MAP_OWN) != 0) && r->peer != TN_MAP_NONE &&
+    return (m->accept_routes || (r->kind & TN_MAP_OWN) != 0) &&
            tn_map_usable(m, &m->peers[r->peer]);
 }
 
@@ -11807,7 +11858,12 @@ static bool tn_map_exit(const tn_map *m, unsigned family, uint16_t *index)
     if (m->exit_index == TN_MAP_NONE) return false;
     p      = &m->peers[m->exit_index];
     *index = m->exit_index;
-    return tn_map_usable(m, p) && (p->flags & (family == 4 ? TN_MAP_EXIT4 : TN_MAP_EXIT6)) != 0;
+    return tn_map_usable(m, p) && (p->flags & tn_map_bit(TN_MAP_EXIT4, family)) != 0;
+}
+
+static bool tn_map_has_ip(const tn_map_prefix *r, unsigned family, const uint8_t *ip)
+{
+    return (r->kind & 15u) == family && tn_bits_same(r->ip, ip, r->bits);
 }
 
 /* Where does a packet to ip go? Own addresses first, then the longest subnet
@@ -11819,22 +11875,19 @@ static bool tn_map_by_ip(const tn_map *m, const tailnet_addr *ip, uint16_t *inde
     const tn_map_prefix *best = NULL;
     uint16_t             i;
     if (ip->family != 4 && ip->family != 6) return false;
-    if (tn_map_by_own_ip(m, ip, index)) {
-        uint32_t routed = ip->family == 4 ? TN_MAP_ROUTED4 : TN_MAP_ROUTED6;
-        return (m->peers[*index].flags & routed) != 0 && tn_map_usable(m, &m->peers[*index]);
-    }
+    if (tn_map_by_own_ip(m, ip, index))
+        return (m->peers[*index].flags & tn_map_bit(TN_MAP_ROUTED4, ip->family)) != 0 &&
+               tn_map_usable(m, &m->peers[*index]);
     for (i = 0; i < m->route_count; i++) {
         const tn_map_prefix *r = &m->routes[i];
-        if ((r->kind & 15u) != ip->family || !tn_bits_same(r->ip, ip->ip, r->bits)) continue;
+        if (!tn_map_has_ip(r, ip->family, ip->ip) || !tn_map_in_force(m, r)) continue;
         if (best != NULL && (best->bits > r->bits ||
             (best->bits == r->bits && m->peers[best->peer].id < m->peers[r->peer].id))) continue;
-        if (tn_map_in_force(m, r)) best = r;
+        best   = r;
+        *index = r->peer;
     }
-    if (best != NULL) {
-        *index = best->peer;
-        return true;
-    }
-    return !tn_map_is_tailnet(ip->ip, ip->family) && tn_map_exit(m, ip->family, index);
+    return best != NULL ||
+           (!tn_map_is_tailnet(ip->ip, ip->family) && tn_map_exit(m, ip->family, index));
 }
 
 /* Does an inner source address belong to this peer? The classic rule: what we would
@@ -11845,25 +11898,30 @@ static TN_MAYBE_UNUSED bool tn_map_owns(const tn_map *m, uint16_t index, const t
     return tn_map_by_ip(m, src, &i) && i == index;
 }
 
+static void tn_map_prefix_out(tailnet_prefix *out, unsigned family, unsigned bits,
+                              const uint8_t *ip)
+{
+    memset(out, 0, sizeof *out);
+    out->family = (uint8_t)family;
+    out->bits   = (uint8_t)bits;
+    if (bits != 0) memcpy(out->ip, ip, tn_ip_len(family));
+}
+
 /* The n-th route in force: subnets of peers, then the exit node's defaults. */
 static TN_MAYBE_UNUSED bool tn_map_route(const tn_map *m, size_t n, tailnet_prefix *out,
                                          uint16_t *index)
 {
-    uint16_t i;
-    unsigned family;
-    memset(out, 0, sizeof *out);
-    for (i = 0; i < m->route_count; i++) {
-        const tn_map_prefix *r = &m->routes[i];
+    const tn_map_prefix *r = m->routes;
+    unsigned             family;
+    for (; r < m->routes + m->route_count; r++) {
         if (!tn_map_in_force(m, r) || n-- != 0) continue;
-        out->family = (uint8_t)(r->kind & 15u);
-        out->bits   = r->bits;
-        memcpy(out->ip, r->ip, 16);
+        tn_map_prefix_out(out, r->kind & 15u, r->bits, r->ip);
         *index = r->peer;
         return true;
     }
     for (family = 4; family <= 6; family += 2) {
         if (!tn_map_exit(m, family, index) || n-- != 0) continue;
-        out->family = (uint8_t)family;
+        tn_map_prefix_out(out, family, 0, NULL);
         return true;
     }
     return false;
@@ -11874,17 +11932,15 @@ static TN_MAYBE_UNUSED bool tn_map_route(const tn_map *m, size_t n, tailnet_pref
 static TN_MAYBE_UNUSED size_t tn_map_places(const tn_map *m, uint16_t index, tailnet_addr *out,
                                             size_t cap)
 {
-    const tn_map_node_work *w     = &m->work.node;
-    const tn_map_place     *from  = m->places + (size_t)index * m->max.places;
-    size_t                  count = m->max.places, n = 0, i;
+    const tn_map_place *from  = m->places + (size_t)index * m->limits.places;
+    size_t              count = m->limits.places, n;
     if (m->change_index == index && m->change_places) {
-        from  = w->places;
-        count = w->place_count;
+        from  = m->work.node.places;
+        count = m->work.node.place_count;
     }
-    for (i = 0; i < count && n < cap; i++) {
-        if (from[i].family == 0) continue;
-        tn_map_ip(&out[n], from[i].family, from[i].ip);
-        out[n++].port = from[i].port;
+    for (n = 0; n < count && n < cap && from->family != 0; n++, from++) {
+        (void)tn_map_ip(&out[n], true, from->family, from->ip);
+        out[n].port = from->port;
     }
     return n;
 }
@@ -11899,27 +11955,14 @@ static void tn_map_note_change(tn_map *m, unsigned index, unsigned kind, bool pl
     m->change_places = places;
 }
 
-static bool tn_map_names_peer(const tn_map *m, const tn_map_peer *p, const char *who)
-{
-    tailnet_addr ip;
-    size_t       len = strlen(who);
-    if (tn_ip_parse(&ip, who, len)) {
-        return ip.family == 4 ? (p->flags & TN_MAP_HAS4) != 0 && memcmp(p->ip4, ip.ip, 4) == 0
-                              : (p->flags & TN_MAP_HAS6) != 0 && memcmp(p->ip6, ip.ip, 16) == 0;
-    }
-    len = tn_map_name_len(who, len);
-    return p->name_hash == tn_map_whole_hash(m, who, len) && tn_map_label_is(p, who, len);
-}
-
 /* Finds the exit node anew. Without one the defaults lead nowhere: fail closed. */
 static void tn_map_choose_exit(tn_map *m)
 {
-    uint16_t i, found = TN_MAP_NONE;
-    for (i = 0; i < m->max.peers && m->exit_node != NULL; i++) {
-        tn_map_peer *p = &m->peers[i];
-        if (!tn_map_there(m, i) || (p->flags & TAILNET_PEER_OFFERS_EXIT) == 0) continue;
-        if (tn_map_names_peer(m, p, m->exit_node) &&
-            (found == TN_MAP_NONE || p->id < m->peers[found].id)) found = i;
+    uint16_t   found = TN_MAP_NONE;
+    tn_map_who who;
+    if (m->exit_node != NULL) {
+        tn_map_mean_text(m, &who, m->exit_node);
+        (void)tn_map_by_who(m, &who, (uint32_t)TAILNET_PEER_OFFERS_EXIT, &found);
     }
     if (found == m->exit_index) return;
     if (m->exit_index != TN_MAP_NONE)
@@ -11944,11 +11987,13 @@ static TN_MAYBE_UNUSED void tn_map_home(tn_map *m, uint16_t region) { m->home = 
 /* Is there an io.keep_peer to ask? */
 static TN_MAYBE_UNUSED void tn_map_asks(tn_map *m, bool on) { m->asks = on; }
 
+#define TN_MAP_SANE_MS ((uint64_t)1673373066000u)  /* 2023-01-10: a clock before is wrong */
+
 static bool tn_map_self_expired(const tn_map *m, uint64_t unix_ms)
 {
-    const uint64_t sane_ms = 1673373066000u;    /* 2023-01-10: a clock before that is wrong */
-    return m->has_self && (m->self.expired || (m->self.expiry_ms != 0 && unix_ms >= sane_ms &&
-                                               m->self.expiry_ms <= unix_ms));
+    uint64_t t = m->self.expiry_ms;
+    return m->has_self &&
+           (m->self.expired || (t != 0 && t <= unix_ms && unix_ms >= TN_MAP_SANE_MS));
 }
 
 /* When the next key runs out, in server time; TN_NEVER when none does. */
@@ -11956,31 +12001,31 @@ static TN_MAYBE_UNUSED uint64_t tn_map_expiry(const tn_map *m) { return m->next_
 
 static void tn_map_note_expiry(tn_map *m, uint64_t expiry_ms)
 {
-    if (expiry_ms != 0) m->next_expiry_ms = tn_min64(m->next_expiry_ms, expiry_ms);
+    if (expiry_ms - 1u < m->next_expiry_ms) m->next_expiry_ms = expiry_ms;     /* 0: never */
 }
 
 /* unix_ms by the server's clock. True: a peer's key ran out; fetch the change and
  * call again. Our own key running out is TAILNET_EVENT_SELF. */
 static TN_MAYBE_UNUSED bool tn_map_expire(tn_map *m, uint64_t unix_ms)
 {
-    const uint64_t sane_ms = 1673373066000u;
-    uint16_t       i;
-    if (unix_ms < sane_ms || unix_ms < m->next_expiry_ms || m->change_kind != 0) return false;
-    if (m->self.expiry_ms >= m->next_expiry_ms && m->self.expiry_ms <= unix_ms)
-        m->events |= TAILNET_EVENT_SELF;    /* ours, and not told before              */
-    m->next_expiry_ms = TN_NEVER;
-    if (m->self.expiry_ms > unix_ms) tn_map_note_expiry(m, m->self.expiry_ms);
-    for (i = 0; i < m->max.peers; i++) {
+    uint16_t i;
+    if (unix_ms < TN_MAP_SANE_MS || unix_ms < m->next_expiry_ms || m->change_kind != 0)
+        return false;
+    if (m->self.expiry_ms > unix_ms) m->next_expiry_ms = m->self.expiry_ms;
+    else {
+        if (m->self.expiry_ms >= m->next_expiry_ms) m->events |= TAILNET_EVENT_SELF;
+        m->next_expiry_ms = TN_NEVER;
+    }
+    for (i = 0; i < m->limits.peers; i++) {
         tn_map_peer *p = &m->peers[i];
-        if (!tn_map_there(m, i) || p->expiry_ms == 0 ||
-            (p->flags & TAILNET_PEER_EXPIRED) != 0) continue;
-        if (p->expiry_ms <= unix_ms && m->change_kind == 0) {
-            p->flags |= (uint32_t)TAILNET_PEER_EXPIRED;
-            tn_map_note_change(m, i, TN_MAP_EXPIRED, false);
-            m->events |= TAILNET_EVENT_PEERS;
-        } else {
+        if (!tn_map_there(m, i) || (p->flags & TAILNET_PEER_EXPIRED) != 0) continue;
+        if (p->expiry_ms - 1u >= unix_ms || m->change_kind != 0) {
             tn_map_note_expiry(m, p->expiry_ms);
+            continue;
         }
+        p->flags |= (uint32_t)TAILNET_PEER_EXPIRED;
+        tn_map_note_change(m, i, TN_MAP_EXPIRED, false);
+        m->events |= TAILNET_EVENT_PEERS;
     }
     return m->change_kind != 0;
 }
@@ -11995,20 +12040,27 @@ static TN_MAYBE_UNUSED uint32_t tn_map_events(tn_map *m)
 
 /* ---- relay regions ---- */
 
-static const tn_map_region *tn_map_region_by_id(const tn_map *m, uint16_t id)
+/* The n-th relay of a region, in the order of the map; NULL: not known. */
+static const tn_map_region *tn_map_region_node(const tn_map *m, uint16_t id, unsigned n)
 {
-    uint16_t i;
-    for (i = 0; i < m->max.regions; i++)
-        if (id != 0 && m->regions[i].id == id) return &m->regions[i];
+    const tn_map_region *r = m->regions, *end = r + m->limits.regions;
+    for (; r < end; r++)
+        if (r->id == id && id != 0 && (r->nth & TN_MAP_REGION_NTH) == n) return r;
     return NULL;
 }
 
-/* The n-th known region; NULL: no more. */
+/* The first relay of a region. */
+static const tn_map_region *tn_map_region_by_id(const tn_map *m, uint16_t id)
+{
+    return tn_map_region_node(m, id, 0);
+}
+
+/* The first relay of the n-th known region; NULL: no more. */
 static TN_MAYBE_UNUSED const tn_map_region *tn_map_region_at(const tn_map *m, size_t n)
 {
-    uint16_t i;
-    for (i = 0; i < m->max.regions; i++)
-        if (m->regions[i].id != 0 && n-- == 0) return &m->regions[i];
+    const tn_map_region *r = m->regions, *end = r + m->limits.regions;
+    for (; r < end; r++)
+        if (r->id != 0 && (r->nth & TN_MAP_REGION_NTH) == 0 && n-- == 0) return r;
     return NULL;
 }
 
@@ -12017,21 +12069,22 @@ static TN_MAYBE_UNUSED const char *tn_map_region_host(const tn_map_region *r) { 
 /* The pin of a self-signed certificate, or NULL. */
 static TN_MAYBE_UNUSED const uint8_t *tn_map_region_pin(const tn_map_region *r)
 {
-    return r->cert == 2 ? (const uint8_t *)r->text + strlen(r->text) + 1 : NULL;
+    return (r->flags & TN_MAP_REGION_PINNED) != 0 ? (const uint8_t *)r->text + strlen(r->text) + 1
+                                                  : NULL;
 }
 
 /* The name the certificate has to have; not for one that is pinned. */
 static TN_MAYBE_UNUSED const char *tn_map_region_name(const tn_map_region *r)
 {
-    return r->cert == 1 ? r->text + strlen(r->text) + 1 : r->text;
+    return (r->flags & TN_MAP_REGION_NAMED) != 0 ? r->text + strlen(r->text) + 1 : r->text;
 }
 
 /* Its literal address with the DERP port; family 0 when it has none. */
 static TN_MAYBE_UNUSED void tn_map_region_addr(const tn_map_region *r, unsigned family,
                                                tailnet_addr *out)
 {
-    bool has = (r->flags & (family == 4 ? TN_MAP_REGION_IP4 : TN_MAP_REGION_IP6)) != 0;
-    tn_map_ip(out, has ? family : 0, family == 4 ? r->ip4 : r->ip6);
+    (void)tn_map_ip(out, (r->flags & tn_map_bit(TN_MAP_REGION_IP4, family)) != 0, family,
+                    family == 4 ? r->ip4 : r->ip6);
     out->port = r->port;
 }
 
@@ -12044,136 +12097,92 @@ static TN_MAYBE_UNUSED uint16_t tn_map_region_score(const tn_map *m, uint16_t id
     return 1000;
 }
 
-/* Our home, or the home of somebody in the directory? */
-static bool tn_map_region_needed(const tn_map *m, uint16_t id)
+/* How much a relay is worth its place: the first of a region before all others, then
+ * those of our home and of the homes of peers. */
+static unsigned tn_map_region_worth(const tn_map *m, uint16_t id, unsigned nth)
 {
+    bool     needed = id == m->home;
     uint16_t i;
-    if (id == m->home) return true;
-    for (i = 0; i < m->max.peers; i++)
-        if (m->peers[i].region == id && tn_map_there(m, i)) return true;
-    return false;
+    if (id == 0) return 0;
+    if ((nth & TN_MAP_REGION_OLD) != 0) return 1;
+    for (i = 0; i < m->limits.peers && !needed; i++)
+        needed = m->peers[i].region == id && tn_map_there(m, i);
+    return (nth == 0 ? 64u : 32u - nth) + (needed ? 16u : 0u);
 }
 
-static bool tn_map_region_kept(const tn_map *m, uint16_t id)
+/* Puts the relay in where one of the smallest worth stands. */
+static void tn_map_region_put(tn_map *m, const tn_map_region *relay)
 {
-    const tn_map_region *r = tn_map_region_by_id(m, id);
-    return r != NULL && (r->flags & TN_MAP_REGION_STALE) == 0;
-}
-
-/* A slot for a region of the new set: its own, a free one, one of the old set,
- * or, for a region that is needed, one that is not. */
-static tn_map_region *tn_map_region_slot(tn_map *m, uint16_t id)
-{
-    tn_map_region *slot = NULL;
-    uint16_t       i;
-    for (i = 0; i < m->max.regions; i++) {
-        tn_map_region *r = &m->regions[i];
-        if (r->id == id) return r;
-        if (r->id == 0 && (slot == NULL || slot->id != 0)) slot = r;
-        if (slot == NULL && (r->flags & TN_MAP_REGION_STALE) != 0) slot = r;
+    unsigned       least = tn_map_region_worth(m, relay->id, relay->nth), worth;
+    tn_map_region *slot = NULL, *r = m->regions, *end = r + m->limits.regions;
+    for (; r < end; r++) {
+        worth = tn_map_region_worth(m, r->id, r->nth);
+        if (worth > least || (worth == least && (slot == NULL || worth == 0))) continue;
+        slot  = r;                          /* the first free one, else the last       */
+        least = worth;
     }
-    if (slot != NULL) return slot;
-    if (!tn_map_region_needed(m, id)) return NULL;
-    for (i = m->max.regions; i-- != 0;) {
-        if (tn_map_region_needed(m, m->regions[i].id)) continue;
-        m->region_passed = true;
-        return &m->regions[i];
-    }
-    return NULL;
+    if ((slot == NULL && relay->nth == 0) || (slot != NULL && least >= 64)) m->region_passed = true;
+    if (slot != NULL) *slot = *relay;
 }
 
-static void tn_map_region_end(tn_map *m)
+/* A DERPNode is complete. One that we cannot use is left out. */
+static void tn_map_relay_end(tn_map *m)
 {
-    tn_map_region_work *w = &m->work.region;
-    tn_map_region      *slot;
-    if (!w->found || w->id == 0) return;
-    slot = tn_map_region_slot(m, w->id);
-    if (slot == NULL) {
-        m->region_passed = true;
+    static const char  pin[] = "sha256-raw:";
+    const tn_map_item *w     = &m->work.item;
+    size_t             more = strlen(w->more), skip = sizeof pin - 1, room;
+    unsigned           family, flags = (w->flags & TN_MAP_REGION_PORT80) | m->region_flags;
+    tn_map_region      r;
+    char              *cert;
+    memset(&r, 0, sizeof r);
+    if ((w->flags & (1u << TN_MAP_ITEM_BAD | 1u << TN_MAP_ITEM_STUN_ONLY)) != 0 ||
+        w->text_len == 0 || w->text_len >= sizeof r.text || m->region_nth > TN_MAP_REGION_NTH)
         return;
+    memcpy(r.text, w->text, w->text_len);
+    cert = r.text + w->text_len + 1;
+    room = sizeof r.text - 1u - w->text_len;
+    if (tn_begins(w->more, more, pin)) {
+        if (room < 32 || !tn_hex_parse((uint8_t *)cert, 32, w->more + skip, more - skip)) return;
+        flags |= TN_MAP_REGION_PINNED;
+    } else if (more != 0) {
+        if (room <= more) return;
+        memcpy(cert, w->more, more);
+        flags |= TN_MAP_REGION_NAMED;
     }
-    w->region.id    = w->id;
-    w->region.flags = (uint8_t)(w->region.flags | w->flags);
-    *slot = w->region;
+    for (family = 4; family <= 6; family += 2) {
+        const tailnet_addr *ip = &w->ip[family / 2 - 2];
+        bool                ok = ip->family == family;
+        if (ok) memcpy(family == 4 ? r.ip4 : r.ip6, ip->ip, tn_ip_len(family));
+        if (ip->port != 0)                  /* has been said                          */
+            flags |= tn_map_bit(ok ? TN_MAP_REGION_IP4 : TN_MAP_REGION_NO4, family);
+    }
+    r.flags     = (uint8_t)flags;
+    r.id        = m->region_id;
+    r.port      = (uint16_t)(w->first > 0 ? w->first : 443);
+    r.stun_port = (uint16_t)(w->last == 0 ? 3478 : w->last < 0 ? 0 : w->last);
+    r.nth       = m->region_nth++;
+    tn_map_region_put(m, &r);
 }
 
-/* The region set of the message is complete: what it did not list is gone. */
+/* What is left of the old set is of no use any more. */
 static void tn_map_regions_end(tn_map *m)
 {
-    uint16_t i;
-    for (i = 0; i < m->max.regions; i++) {
-        if ((m->regions[i].flags & TN_MAP_REGION_STALE) != 0)
-            memset(&m->regions[i], 0, sizeof m->regions[i]);
-    }
+    tn_map_region *r = m->regions, *end = r + m->limits.regions;
+    for (; r < end; r++)
+        if ((r->nth & TN_MAP_REGION_OLD) != 0) memset(r, 0, sizeof *r);
     m->events |= TN_MAP_EVENT_REGIONS;
 }
 
-/* The first node of a region that we can use is the region for us. */
-static void tn_map_region_node_end(tn_map *m)
+/* A region begins: its relays of the last set go. Or it ends: what was said of all of
+ * it holds for all, wherever it stood. */
+static void tn_map_region_mark(tn_map *m, bool begins)
 {
-    tn_map_region_work *w = &m->work.region;
-    size_t              len = strlen(w->node.text);
-    if (w->found || !w->usable || len == 0) return;
-    if (w->node.port == 0) w->node.port = 443;
-    w->region = w->node;
-    w->found  = true;
-}
-
-/* Nothing that could break a request line or a name check. */
-static bool tn_map_is_plain(const char *text, size_t len)
-{
-    size_t i;
-    for (i = 0; i < len; i++)
-        if ((unsigned char)text[i] <= 0x20 || (unsigned char)text[i] >= 0x7f) return false;
-    return true;
-}
-
-/* CertName behind the host name, whichever came first. */
-static void tn_map_region_cert(tn_map_region_work *w, const tn_js *js)
-{
-    static const char pin[] = "sha256-raw:";
-    tn_map_region    *r     = &w->node;
-    size_t            host  = strlen(r->text) + 1, room = sizeof r->text - host;
-    if (js->text_len == 0) return;
-    if (tn_begins(js->text, js->text_len, pin)) {
-        size_t n = sizeof pin - 1;
-        r->cert = 2;
-        if (room < 32 || !tn_hex_parse((uint8_t *)r->text + host, 32, js->text + n,
-                                       (size_t)js->text_len - n)) w->usable = false;
-    } else {
-        r->cert = 1;
-        if (js->text_cut || room == 0 || !tn_map_is_plain(js->text, js->text_len) ||
-            !tn_text_copy(r->text + host, room, js->text, js->text_len))
-            w->usable = false;
+    tn_map_region *r = m->regions, *end = r + m->limits.regions;
+    for (; r < end; r++) {
+        if (r->id != m->region_id) continue;
+        r->flags = (uint8_t)(r->flags | m->region_flags);
+        if (begins) r->id = 0;
     }
-}
-
-static void tn_map_region_host_is(tn_map_region_work *w, const tn_js *js)
-{
-    tn_map_region *r   = &w->node;
-    size_t         len = js->text_len, size;
-    uint8_t        cert[TN_MAP_REGION_TEXT];
-    memcpy(cert, r->text + 1, sizeof cert - 1);             /* CertName came first */
-    size = r->cert == 2 ? 32 : r->cert == 1 ? strlen((const char *)cert) + 1 : 0;
-    if (js->text_cut || len >= sizeof r->text || size > sizeof r->text - len - 1 ||
-        !tn_map_is_plain(js->text, len) || r->text[0] != '\0') {
-        w->usable = false;
-        return;
-    }
-    memcpy(r->text, js->text, len);
-    r->text[len] = '\0';
-    memcpy(r->text + len + 1, cert, size);
-}
-
-static void tn_map_region_ip(tn_map_region *r, unsigned family, const tn_js *js)
-{
-    tailnet_addr ip;
-    bool         ok = tn_ip_parse(&ip, js->text, js->text_len) && ip.family == family;
-    unsigned     yes = family == 4 ? TN_MAP_REGION_IP4 : TN_MAP_REGION_IP6;
-    unsigned     no  = family == 4 ? TN_MAP_REGION_NO4 : TN_MAP_REGION_NO6;
-    if (js->text_len == 0) return;
-    r->flags = (uint8_t)(r->flags | (ok ? yes : no));
-    if (ok) memcpy(family == 4 ? r->ip4 : r->ip6, ip.ip, tn_ip_len(family));
 }
 
 /* ---- name service ---- */
@@ -12206,79 +12215,70 @@ static void tn_map_dns_add(tn_map *m, unsigned kind, const tailnet_addr *addr, c
     tn_wr_u8(&w, addr->family);
     tn_wr_u16be(&w, addr->port);
     tn_wr_bytes(&w, addr->ip, tn_ip_len(addr->family));
-    tn_wr_bytes(&w, text, len);
+    tn_wr_bytes(&w, text, tn_map_name_len(text, len));
     tn_wr_u8(&w, 0);
-    if (!tn_wr_ok(&w) || (len != 0 && memchr(text, 0, len) != NULL)) m->dropped++;
+    if (!tn_wr_ok(&w) || tn_has_byte(text, len, '\0')) m->dropped++;
     else m->dns_len = (uint16_t)(m->dns_len + tn_wr_len(&w));
 }
 
-/* "8.8.8.8" or "8.8.8.8:53", "[::1]:53". */
-static bool tn_map_resolver(tailnet_addr *out, const tn_js *js)
+/* A resolver: "8.8.8.8", "8.8.8.8:53", "[::1]:53", or of the whole system a URL.
+ * route: for the domain of the work only. */
+static void tn_map_dns_resolver(tn_map *m, bool route, const char *text, size_t len)
 {
-    if (js->text_cut) return false;
-    if (tn_ip_parse(out, js->text, js->text_len)) {
-        out->port = 53;
-        return true;
-    }
-    return tn_addr_parse(out, js->text, js->text_len);
+    const tn_map_item *w = &m->work.item;
+    tailnet_addr       a;
+    bool               ok = tn_ip_parse(&a, text, len);
+    if (ok) a.port = 53;
+    else if (!tn_addr_parse(&a, text, len)) memset(&a, 0, sizeof a);
+    if (a.family == 0 && (route || len == 0)) m->dropped++;
+    else if (!route) tn_map_dns_add(m, TN_MAP_DNS_RESOLVER, &a, text, a.family == 0 ? len : 0);
+    else if (w->text_len != 0) tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &a, w->text, w->text_len);
 }
 
-/* The end of a split route. Reverse zones that we answer anyway are not stored:
- * headscale sends 65 of them in every map. */
+/* The end of a split route without resolver: we answer for it. Reverse zones, that
+ * we answer anyway, are not stored: headscale sends 65 of them in every map. */
 static void tn_map_dns_route_end(tn_map *m)
 {
-    tn_map_dns_work *w = &m->work.dns;
-    tailnet_addr     none;
-    memset(&none, 0, sizeof none);
-    if (w->any || w->len == 0) return;
-    if (w->len > 5 && memcmp(w->domain + w->len - 5, ".arpa", 5) == 0) return;
-    tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &none, w->domain, w->len);
-}
-
-static void tn_map_dns_route_begin(tn_map *m, const tn_js *js)
-{
-    tn_map_dns_work *w   = &m->work.dns;
-    size_t           len = tn_map_name_len(js->key, js->key_len);
-    memset(w, 0, sizeof *w);
-    if (js->key_cut) {
-        m->dropped++;
-        return;
-    }
-    w->len = len;
-    memcpy(w->domain, js->key, len);
+    const tn_map_item *w   = &m->work.item;
+    size_t             len = tn_map_name_len(w->text, w->text_len);
+    if ((w->flags & 1u << TN_MAP_ITEM_ANY) != 0 || len == 0) return;
+    if (len > 5 && memcmp(w->text + len - 5, ".arpa", 5) == 0) return;
+    tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &w->ip[0], w->text, len);
 }
 
 /* ---- wants ---- */
 
-static uint32_t tn_map_want_hash(const tn_map_want *w)
+/* Has reading the map again failed to find it, not long ago? */
+static TN_MAYBE_UNUSED bool tn_map_is_lost(const tn_map *m, const tn_map_who *who, uint64_t now_ms)
 {
-    return tn_map_hash(tn_map_hash(TN_MAP_HASH_BEGIN, &w->kind, 1), w->what, sizeof w->what);
+    const tn_map_want *w = m->wants;
+    for (; w < m->wants + TN_MAP_WANTS; w++)
+        if (w->lost_s > now_ms / 1000u && memcmp(&w->who, who, sizeof *who) == 0) return true;
+    return false;
 }
 
-static tn_map_wish tn_map_want_add(tn_map *m, unsigned kind, const void *what, size_t len, bool own,
-                               uint64_t now_ms)
+static TN_MAYBE_UNUSED tn_map_wish tn_map_want_who(tn_map *m, const tn_map_who *who, bool own,
+                                                   uint64_t now_ms)
 {
-    tn_map_want w;
-    uint32_t    now_s = (uint32_t)(now_ms / 1000u), h;
-    unsigned    i, at = TN_MAP_WANTS;
-    memset(&w, 0, sizeof w);
-    w.kind = (uint8_t)kind;
-    w.own  = own;
-    memcpy(w.what, what, len);
-    h = tn_map_want_hash(&w);
-    if (!m->peers_missing) return TN_MAP_WISH_NO;
-    for (i = 0; i < TN_MAP_LOST; i++)
-        if (m->lost[i] == h && m->lost_until_s[i] > now_s) return TN_MAP_WISH_NO;
-    for (i = TN_MAP_WANTS; i-- != 0;) {
-        tn_map_want *have = &m->wants[i];
-        if (have->kind == w.kind && memcmp(have->what, w.what, sizeof w.what) == 0) {
-            have->own = have->own || own;
-            return TN_MAP_WISH_WAIT;
+    tn_map_want *w = m->wants, *best = NULL;
+    unsigned     best_worth = 0, worth;
+    uint32_t     now_s = (uint32_t)(now_ms / 1000u);
+    if (!m->peers_missing || who->kind == 0) return TN_MAP_WISH_NO;
+    for (; w < m->wants + TN_MAP_WANTS; w++) {
+        if (w->lost_s <= now_s && w->lost_s != 0) memset(w, 0, sizeof *w);
+        if (memcmp(&w->who, who, sizeof *who) == 0) {
+            w->own = w->own || own;
+            return w->lost_s != 0 ? TN_MAP_WISH_NO : TN_MAP_WISH_WAIT;
         }
-        if (have->kind == 0 || (at == TN_MAP_WANTS && own && !have->own)) at = i;
+        worth = w->who.kind == 0 ? 3u : w->lost_s != 0 ? 2u : own && !w->own ? 1u : 0u;
+        if (worth <= best_worth) continue;
+        best       = w;
+        best_worth = worth;
     }
-    if (at == TN_MAP_WANTS) return TN_MAP_WISH_NO;
-    m->wants[at] = w;
+    if (best == NULL) return TN_MAP_WISH_NO;
+    memset(best, 0, sizeof *best);
+    best->who = *who;
+    best->own = own;
     return TN_MAP_WISH_WAIT;
 }
 
@@ -12287,340 +12287,289 @@ static tn_map_wish tn_map_want_add(tn_map *m, unsigned kind, const void *what, s
 static TN_MAYBE_UNUSED tn_map_wish tn_map_want_ip(tn_map *m, const tailnet_addr *ip, bool own,
                                                   uint64_t now_ms)
 {
-    if (ip->family != 4 && ip->family != 6) return TN_MAP_WISH_NO;
-    return tn_map_want_add(m, ip->family, ip->ip, tn_ip_len(ip->family), own, now_ms);
+    tn_map_who who;
+    tn_map_mean(&who, ip->family, ip->ip, tn_ip_len(ip->family));
+    return tn_map_want_who(m, &who, own, now_ms);
 }
 
 static TN_MAYBE_UNUSED tn_map_wish tn_map_want_key(tn_map *m, const uint8_t key[32], bool own,
                                                    uint64_t now_ms)
 {
-    return tn_map_want_add(m, TN_MAP_WANT_KEY, key, 32, own, now_ms);
+    tn_map_who who;
+    tn_map_mean(&who, TN_MAP_WHO_KEY, key, 32);
+    return tn_map_want_who(m, &who, own, now_ms);
 }
 
 static TN_MAYBE_UNUSED tn_map_wish tn_map_want_name(tn_map *m, const char *name, size_t len,
                                                     bool own, uint64_t now_ms)
 {
-    uint8_t h[4];
-    tn_put_u32be(h, tn_map_whole_hash(m, name, tn_map_name_len(name, len)));
-    return tn_map_want_add(m, TN_MAP_WANT_NAME, h, sizeof h, own, now_ms);
+    tn_map_who who;
+    tn_map_mean_name(m, &who, name, len);
+    return tn_map_want_who(m, &who, own, now_ms);
 }
 
 /* How many things wait for a reading of the map that has not begun. */
 static TN_MAYBE_UNUSED unsigned tn_map_wants(const tn_map *m, bool *own)
 {
-    unsigned i, n = m->reread ? 1u : 0u;
+    const tn_map_want *w = m->wants;
+    unsigned           n = m->reread ? 1u : 0u;
     *own = false;
-    for (i = 0; i < TN_MAP_WANTS; i++) {
-        if (m->wants[i].kind == 0 || m->wants[i].asked) continue;
-        if (m->wants[i].own) *own = true;
+    for (; w < m->wants + TN_MAP_WANTS; w++) {
+        if (w->who.kind == 0 || w->asked || w->lost_s != 0) continue;
+        if (w->own) *own = true;
         n++;
     }
     return n;
 }
 
-/* A prefix list of the work, as the want of an address sees it. */
-static bool tn_map_work_has_ip(const tn_map *m, const uint8_t *ip, unsigned family)
+/* Does the node just read answer a want? The first that it does, or NULL. */
+static tn_map_want *tn_map_work_wanted(tn_map *m)
 {
-    const tn_map_node_work *w = &m->work.node;
+    const tn_map_node_work *node = &m->work.node;
+    tn_map_want            *w    = m->wants;
     uint16_t                i;
-    if (family == 4 && (w->peer.flags & TN_MAP_HAS4) != 0 && memcmp(w->peer.ip4, ip, 4) == 0)
-        return true;
-    if (family == 6 && (w->peer.flags & TN_MAP_HAS6) != 0 && memcmp(w->peer.ip6, ip, 16) == 0)
-        return true;
-    for (i = 0; i < w->prefix_count; i++) {
-        const tn_map_prefix *r = &m->routes[m->max.routes + i];
-        if ((r->kind & 15u) == family && (m->accept_routes || (r->kind & TN_MAP_OWN) != 0) &&
-            tn_bits_same(r->ip, ip, r->bits)) return true;
+    for (; w < m->wants + TN_MAP_WANTS; w++) {
+        if (w->lost_s != 0) continue;
+        if (tn_map_is(&node->peer, &w->who)) return w;
+        for (i = 0; i < node->prefix_count; i++) {
+            const tn_map_prefix *r = &m->routes[m->limits.routes + i];
+            if ((m->accept_routes || (r->kind & TN_MAP_OWN) != 0) &&
+                tn_map_has_ip(r, w->who.kind, w->who.what)) return w;
+        }
     }
-    return false;
-}
-
-/* Does the node just read answer a want? Then its place is n. */
-static bool tn_map_work_wanted(const tn_map *m, unsigned *n)
-{
-    const tn_map_peer *p = &m->work.node.peer;
-    uint8_t            h[4];
-    unsigned           i;
-    tn_put_u32be(h, p->name_hash);
-    for (i = 0; i < TN_MAP_WANTS; i++) {
-        const tn_map_want *w = &m->wants[i];
-        *n = i;
-        if (w->kind == TN_MAP_WANT_KEY && memcmp(w->what, p->key, 32) == 0) return true;
-        if (w->kind == TN_MAP_WANT_NAME && p->name[0] != '\0' && memcmp(w->what, h, 4) == 0)
-            return true;
-        if ((w->kind == 4 || w->kind == 6) && tn_map_work_has_ip(m, w->what, w->kind))
-            return true;
-    }
-    return false;
+    return NULL;
 }
 
 /* A whole map has gone by: what was wanted and did not come is not there. */
 static void tn_map_wants_end(tn_map *m, uint64_t now_ms)
 {
-    unsigned i;
-    for (i = 0; i < TN_MAP_WANTS; i++) {
-        if (m->wants[i].kind == 0 || !m->wants[i].asked) continue;
-        m->lost[m->lost_at]         = tn_map_want_hash(&m->wants[i]);
-        m->lost_until_s[m->lost_at] = (uint32_t)(now_ms / 1000u) + TN_MAP_LOST_S;
-        m->lost_at = (uint16_t)((m->lost_at + 1u) % TN_MAP_LOST);
-        memset(&m->wants[i], 0, sizeof m->wants[i]);
+    tn_map_want *w = m->wants;
+    for (; w < m->wants + TN_MAP_WANTS; w++) {
+        if (!w->asked) continue;
+        w->asked  = w->own = false;
+        w->lost_s = (uint32_t)(now_ms / 1000u) + TN_MAP_LOST_S;
         m->wants_lost++;
     }
 }
 
-/* ---- routes of an entry ---- */
+/* ---- changes to entries ---- */
 
-static void tn_map_routes_drop(tn_map *m, uint16_t peer)
+/* The routes of a peer become these: none, or those of the work. */
+static void tn_map_routes_set(tn_map *m, uint16_t peer, unsigned count)
 {
-    uint16_t i, n = 0;
-    for (i = 0; i < m->route_count; i++)
-        if (m->routes[i].peer != peer) m->routes[n++] = m->routes[i];
-    if (n != m->route_count) m->events |= TAILNET_EVENT_ROUTES;
-    m->route_count = n;
-}
-
-/* Are the prefixes of the work the ones this peer has, in the same order? */
-static bool tn_map_routes_same(const tn_map *m, uint16_t peer)
-{
-    uint16_t i, n = 0;
-    for (i = 0; i < m->route_count; i++) {
-        const tn_map_prefix *a = &m->routes[i], *b = &m->routes[m->max.routes + n];
-        if (a->peer != peer) continue;
-        if (n >= m->work.node.prefix_count || a->kind != b->kind || a->bits != b->bits ||
-            memcmp(a->ip, b->ip, 16) != 0) return false;
-        n++;
+    tn_map_prefix *from = m->routes + m->limits.routes, *to = m->routes, *r = m->routes;
+    tn_map_prefix *end = to + m->route_count, *old_end = end;
+    bool           changed = false;
+    for (; r < end; r++) {
+        if (r->peer == peer) {
+            if (count == 0) {
+                changed = true;
+                continue;
+            }
+            from->peer = peer;
+            changed    = changed || memcmp(r, from, sizeof *r) != 0;
+            *r         = *from++;
+            count--;
+        }
+        *to++ = *r;
     }
-    return n == m->work.node.prefix_count;
-}
-
-static void tn_map_routes_store(tn_map *m, uint16_t peer)
-{
-    uint16_t i;
-    if (tn_map_routes_same(m, peer)) return;
-    tn_map_routes_drop(m, peer);
-    for (i = 0; i < m->work.node.prefix_count; i++) {
-        if (m->route_count >= m->max.routes) {              /* never widened: left out */
+    for (; count != 0; count--, from++) {
+        if (to == m->routes + m->limits.routes) {              /* never widened: left out */
             m->dropped++;
             continue;
         }
-        m->routes[m->route_count] = m->routes[m->max.routes + i];
-        m->routes[m->route_count++].peer = peer;
+        from->peer = peer;
+        *to++      = *from;
     }
-    m->events |= TAILNET_EVENT_ROUTES;
+    m->route_count = (uint16_t)(to - m->routes);
+    if (changed || to > old_end) m->events |= TAILNET_EVENT_ROUTES;
 }
-
-/* ---- changes to entries ---- */
 
 static void tn_map_leave(tn_map *m, uint16_t i)
 {
     tn_map_link(m, i, false);
-    tn_map_routes_drop(m, i);
+    tn_map_routes_set(m, i, 0);
     m->peers[i].flags |= TN_MAP_GONE;
     m->peer_count--;
     tn_map_note_change(m, i, TN_MAP_GOING, false);
     m->events |= TAILNET_EVENT_PEERS;
 }
 
-/* The new value of an entry that is in use, and the change that makes. */
-static void tn_map_store(tn_map *m, uint16_t i, const tn_map_peer *next)
-{
-    const tn_map_node_work *w   = &m->work.node;
-    tn_map_peer            *p   = &m->peers[i];
-    tn_map_place           *at  = m->places + (size_t)i * m->max.places;
-    bool                    was = tn_map_usable(m, p);
-    unsigned                kind = 0;
-    uint8_t                 n;
+static bool tn_map_got(const tn_map *m, unsigned what) { return (m->has >> what & 1u) != 0; }
 
-    if (memcmp(p->key, next->key, 32) != 0) kind |= TN_MAP_REKEYED;
-    if ((p->flags & TN_MAP_DISCO_KEY) != 0 && memcmp(p->disco, next->disco, 32) != 0)
+/* The parts of an entry that an object may leave as they were, in the order of
+ * TN_MAP_GOT_. */
+static const uint8_t tn_map_spans[] = {
+    offsetof(tn_map_peer, used_s), offsetof(tn_map_peer, region), offsetof(tn_map_peer, caps),
+    offsetof(tn_map_peer, expiry_ms), offsetof(tn_map_peer, key), offsetof(tn_map_peer, disco),
+    offsetof(tn_map_peer, id), sizeof(tn_map_peer)
+};
+
+/* The work becomes the new value of an entry; what it does not name stays. */
+static void tn_map_store(tn_map *m, uint16_t i)
+{
+    tn_map_peer  *old = &m->peers[i], *neu = &m->work.node.peer;
+    tn_map_place *at   = m->places + (size_t)i * m->limits.places;
+    size_t        size = m->limits.places * sizeof *at;
+    bool          was  = tn_map_usable(m, old), used = (old->flags & TN_MAP_USED) != 0;
+    uint32_t      mask = tn_map_got(m, TN_MAP_GOT_REST) ? ~(uint32_t)TN_MAP_STICKY : m->named;
+    unsigned      kind = 0, k;
+
+    old->flags |= TN_MAP_SEEN | (used ? 0u : TN_MAP_NEW);
+    neu->flags = (old->flags & ~mask) | (neu->flags & mask);
+    for (k = 0; k <= TN_MAP_GOT_REST; k++) {
+        unsigned from = tn_map_spans[k], len = tn_map_spans[k + 1] - from;
+        if (!tn_map_got(m, k)) memcpy((uint8_t *)neu + from, (const uint8_t *)old + from, len);
+    }
+    if (memcmp(old->key, neu->key, 32) != 0) kind |= TN_MAP_REKEYED;
+    if ((old->flags & TN_MAP_DISCO_KEY) != 0 && memcmp(old->disco, neu->disco, 32) != 0)
         kind |= TN_MAP_DISCO;
-    if (p->region != next->region ||
-        ((p->flags ^ next->flags) & TN_MAP_DISCO_KEY) != 0) kind |= TN_MAP_MOVED;
-    if ((w->has & TN_MAP_GOT_PLACES) != 0) {
-        for (n = 0; n < m->max.places; n++) {
-            tn_map_place place;
-            memset(&place, 0, sizeof place);
-            if (n < w->place_count) place = w->places[n];
-            if (place.family != at[n].family || place.port != at[n].port ||
-                memcmp(place.ip, at[n].ip, 16) != 0) kind |= TN_MAP_MOVED;
-            at[n] = place;
-        }
-        if (w->place_count > m->max.places) kind |= TN_MAP_MOVED;    /* cannot compare */
+    if (old->region != neu->region || ((old->flags ^ neu->flags) & TN_MAP_DISCO_KEY) != 0)
+        kind |= TN_MAP_MOVED;
+    if (tn_map_got(m, TN_MAP_GOT_PLACES)) {
+        if (m->work.node.place_count > m->limits.places ||      /* then it cannot be told */
+            memcmp(at, m->work.node.places, size) != 0) kind |= TN_MAP_MOVED;
+        memcpy(at, m->work.node.places, size);
     }
-    tn_map_link(m, i, false);
-    if (memcmp(p, next, sizeof *p) != 0) m->events |= TAILNET_EVENT_PEERS;
-    memcpy(p, next, sizeof *p);
-    p->stamp = m->serial;
+    if (memcmp(old, neu, sizeof *old) != 0) m->events |= TAILNET_EVENT_PEERS;
+    if (used) tn_map_link(m, i, false);
+    else m->peer_count++;
+    memcpy(old, neu, sizeof *old);
     tn_map_link(m, i, true);
-    tn_map_note_expiry(m, p->expiry_ms);
-    if (was && !tn_map_usable(m, p)) kind |= TN_MAP_EXPIRED;
-    if (kind != 0) tn_map_note_change(m, i, kind, (w->has & TN_MAP_GOT_PLACES) != 0);
+    tn_map_note_expiry(m, old->expiry_ms);
+    if (was && !tn_map_usable(m, old)) kind |= TN_MAP_EXPIRED;
+    if (used && kind != 0) tn_map_note_change(m, i, kind, tn_map_got(m, TN_MAP_GOT_PLACES));
 }
 
-/* The node of the work is in the directory now: nobody wants it any more. */
-static void tn_map_wants_answer(tn_map *m, uint16_t i, uint64_t now_ms)
+/* Is a more worth keeping than b? */
+static bool tn_map_outranks(const tn_map_peer *a, const tn_map_peer *b)
 {
-    unsigned n;
-    while (tn_map_work_wanted(m, &n)) {
-        memset(&m->wants[n], 0, sizeof m->wants[n]);
-        m->wants_met++;
-        tn_map_used(m, i, now_ms);
-    }
+    return a->rank != b->rank ? a->rank > b->rank : a->id < b->id;
 }
 
-/* A new entry from the work. */
-static void tn_map_add(tn_map *m, uint16_t i, uint64_t now_ms)
-{
-    tn_map_node_work *w = &m->work.node;
-    unsigned          k;
-    memcpy(&m->peers[i], &w->peer, sizeof w->peer);
-    m->peers[i].stamp = m->serial;
-    for (k = 0; k < m->max.places; k++) {
-        tn_map_place *at = &m->places[(size_t)i * m->max.places + k];
-        memset(at, 0, sizeof *at);
-        if (k < w->place_count) *at = w->places[k];
-    }
-    tn_map_link(m, i, true);
-    tn_map_routes_store(m, i);
-    tn_map_note_expiry(m, w->peer.expiry_ms);
-    m->peer_count++;
-    m->events |= TAILNET_EVENT_PEERS;
-    tn_map_wants_answer(m, i, now_ms);
-    if (!m->first && m->region_passed && w->peer.region != 0 &&
-        tn_map_region_by_id(m, w->peer.region) == NULL) m->reread = true;
-}
-
-/* Who has to go for the node just read? */
-static bool tn_map_victim(const tn_map *m, uint64_t now_ms, uint16_t *index)
+/* A place for the node just read: a free entry, or one that has to go for it. */
+static bool tn_map_room(const tn_map *m, uint64_t now_ms, uint16_t *index)
 {
     const tn_map_node_work *w     = &m->work.node;
     uint32_t                now_s = (uint32_t)(now_ms / 1000u) + 1u;
     bool                    found = false;
     uint16_t                i;
-    for (i = 0; i < m->max.peers; i++) {
-        const tn_map_peer *p = &m->peers[i], *v = &m->peers[found ? *index : i];
-        if (!tn_map_there(m, i) || (p->flags & TN_MAP_BUSY) != 0) continue;
+    for (i = 0; i < m->limits.peers; i++) {
+        const tn_map_peer *p = &m->peers[i];
+        if ((p->flags & TN_MAP_USED) == 0) {
+            *index = i;
+            return true;
+        }
+        if ((p->flags & TN_MAP_BUSY) != 0) continue;
         if (p->used_s != 0 && now_s - p->used_s < TN_MAP_RECENT_S) continue;
-        if (found && (p->rank > v->rank || (p->rank == v->rank && p->id < v->id))) continue;
+        if (found && tn_map_outranks(p, &m->peers[*index])) continue;
         *index = i;
         found  = true;
     }
-    if (!found || w->wanted) return found;
-    if (w->peer.rank <= 0) return false;
-    return w->peer.rank > m->peers[*index].rank ||
-           (w->peer.rank == m->peers[*index].rank && w->peer.id < m->peers[*index].id);
+    return found && (w->wanted ||
+                     (w->peer.rank > 0 && tn_map_outranks(&w->peer, &m->peers[*index])));
 }
 
 /* The rank of a node when nobody is asked. */
 static int32_t tn_map_rank(const tn_map *m, const tn_flt *flt)
 {
     const tn_map_peer *p = &m->work.node.peer;
+    tn_map_who         who;
     tailnet_addr       ip;
-    if (m->exit_node != NULL && tn_map_names_peer(m, p, m->exit_node)) return 4;
+    if (m->exit_node != NULL) {
+        tn_map_mean_text(m, &who, m->exit_node);
+        if (tn_map_is(p, &who)) return 4;
+    }
     if (m->accept_routes && (p->flags & TAILNET_PEER_HAS_ROUTES) != 0) return 3;
-    tn_map_addr(p, 4, &ip);
-    if (ip.family != 0 && tn_flt_names(flt, &ip)) return 2;
-    tn_map_addr(p, 6, &ip);
-    return ip.family != 0 && tn_flt_names(flt, &ip) ? 2 : 1;
+    return (tn_map_addr(p, 4, &ip) && tn_flt_names(flt, &ip)) ||
+           (tn_map_addr(p, 6, &ip) && tn_flt_names(flt, &ip)) ? 2 : 1;
 }
 
-static void tn_map_pass_over(tn_map *m)
+/* A node that the directory does not have: a place for it, if it gets one. False:
+ * passed over, or first somebody else has to go. */
+static bool tn_map_admit(tn_map *m, uint64_t now_ms, uint16_t *index)
 {
-    m->passed_over++;
-    m->passed_now    = true;
-    m->peers_missing = true;
-    m->todo          = TN_MAP_DO_NOTHING;
+    if ((m->work.node.peer.rank < 0 && !m->work.node.wanted) || !tn_map_room(m, now_ms, index)) {
+        m->passed_over++;
+        m->todo = TN_MAP_DO_NOTHING;
+    } else if ((m->peers[*index].flags & TN_MAP_USED) == 0) {
+        m->peers[*index].session = 0xffff;
+        return true;
+    } else {
+        tn_map_leave(m, *index);
+    }
+    m->peers_missing = m->passed_now = true;
+    return false;
 }
 
-/* One step with the node just read: it goes in, something goes out for it, or it is
- * passed over. */
+/* One step with the node or PeerChange just read: it goes in, something goes out for
+ * it, or it is passed over. */
 static void tn_map_place_node(tn_map *m, const tn_flt *flt, uint64_t now_ms)
 {
-    tn_map_node_work *w = &m->work.node;
-    tn_map_peer      *p = &w->peer;
-    uint16_t          i;
-    unsigned          n;
+    tn_map_node_work *w     = &m->work.node;
+    tn_map_peer      *p     = &w->peer;
+    bool              whole = tn_map_got(m, TN_MAP_GOT_REST);
+    uint16_t          i = TN_MAP_NONE, other;
+    tn_map_want      *want;
 
-    if (m->asks && !w->answered) {
+    if (!tn_map_by_id(m, p->id, &i) && !whole) {
+        m->todo = TN_MAP_DO_NOTHING;
+        return;
+    }
+    if (whole && m->asks && !w->answered) {
         tn_map_note_change(m, TN_MAP_NONE, TN_MAP_ASK, false);
         w->answered = true;
         return;
     }
-    if (!m->asks) p->rank = tn_map_rank(m, flt);
-    w->wanted = tn_map_work_wanted(m, &n);
-    if (tn_map_by_key(m, p->key, &i) && m->peers[i].id != p->id) {
-        tn_map_leave(m, i);                 /* one key, one peer                      */
+    if (tn_map_got(m, TN_MAP_GOT_KEY) && tn_map_by_key(m, p->key, &other) && other != i) {
+        tn_map_leave(m, other);             /* one key, one peer                      */
         return;
     }
-    if (tn_map_by_id(m, p->id, &i)) {
-        if (p->rank < 0 && !w->wanted && (m->peers[i].flags & TN_MAP_BUSY) == 0) {
-            tn_map_leave(m, i);
-            tn_map_pass_over(m);
+    if (whole) {
+        if (!m->asks) p->rank = tn_map_rank(m, flt);
+        w->wanted = tn_map_work_wanted(m) != NULL;
+        if (i != TN_MAP_NONE && p->rank < 0 && !w->wanted &&
+            (m->peers[i].flags & TN_MAP_BUSY) == 0) {
+            tn_map_leave(m, i);             /* and comes back here as one that is not */
             return;
         }
-        p->flags |= m->peers[i].flags & TN_MAP_STICKY;
-        p->used_s = m->peers[i].used_s;
-        p->stamp  = m->peers[i].stamp;
-        tn_map_routes_store(m, i);
-        tn_map_store(m, i, p);
-        tn_map_wants_answer(m, i, now_ms);
-        m->todo = TN_MAP_DO_NOTHING;
-        return;
+        if (i == TN_MAP_NONE && !tn_map_admit(m, now_ms, &i)) return;
+        tn_map_routes_set(m, i, w->prefix_count);
     }
-    if (p->rank < 0 && !w->wanted) {
-        tn_map_pass_over(m);
-        return;
+    tn_map_store(m, i);
+    while (whole && (want = tn_map_work_wanted(m)) != NULL) {
+        memset(want, 0, sizeof *want);
+        m->wants_met++;
+        tn_map_used(m, i, now_ms);
     }
-    for (i = 0; i < m->max.peers; i++) {
-        if ((m->peers[i].flags & TN_MAP_USED) != 0) continue;
-        tn_map_add(m, i, now_ms);
-        m->todo = TN_MAP_DO_NOTHING;
-        return;
-    }
-    if (tn_map_victim(m, now_ms, &i)) {
-        tn_map_leave(m, i);
-        m->peers_missing = m->passed_now = true;
-        return;
-    }
-    tn_map_pass_over(m);
+    m->todo = TN_MAP_DO_NOTHING;
 }
 
-/* A PeerChange: what it names is changed, all else stays. */
-static void tn_map_patch(tn_map *m)
+/* A peer that Tailnet Lock does not vouch for may never be let in: rules that do are
+ * those of a broken or hostile server (ipn/ipnlocal/local.go of the reference). */
+static bool tn_map_is_unsafe(const tn_map *m, const tn_flt *flt, uint16_t peer)
 {
-    tn_map_node_work *w = &m->work.node;
-    tn_map_peer       next;
-    uint16_t          i, other;
-    m->todo = TN_MAP_DO_NOTHING;
-    if (!tn_map_by_id(m, w->peer.id, &i)) return;
-    if ((w->has & TN_MAP_GOT_KEY) != 0 && tn_map_by_key(m, w->peer.key, &other) && other != i) {
-        tn_map_leave(m, other);
-        m->todo = TN_MAP_DO_PATCH;
-        return;
+    const tn_map_prefix *r = m->routes;
+    tailnet_addr         ip;
+    tailnet_prefix       pre;
+    unsigned             family;
+    if ((m->peers[peer].flags & TN_MAP_UNSIGNED) == 0) return false;
+    for (family = 4; family <= 6; family += 2) {
+        if (!tn_map_addr(&m->peers[peer], family, &ip)) continue;
+        tn_map_prefix_out(&pre, family, 8u * tn_ip_len(family), ip.ip);
+        if (tn_flt_overlaps(flt, &pre)) return true;
     }
-    memcpy(&next, &m->peers[i], sizeof next);
-    if ((w->has & TN_MAP_GOT_KEY) != 0) memcpy(next.key, w->peer.key, 32);
-    if ((w->has & TN_MAP_GOT_DISCO) != 0) {
-        memcpy(next.disco, w->peer.disco, 32);
-        next.flags &= ~(uint32_t)TN_MAP_DISCO_KEY;
-        next.flags |= w->peer.flags & TN_MAP_DISCO_KEY;
+    for (; r < m->routes + m->route_count; r++) {
+        tn_map_prefix_out(&pre, r->kind & 15u, r->bits, r->ip);
+        if (r->peer == peer && tn_flt_overlaps(flt, &pre)) return true;
     }
-    if ((w->has & TN_MAP_GOT_REGION) != 0) next.region = w->peer.region;
-    if ((w->has & TN_MAP_GOT_CAPS) != 0) next.caps = w->peer.caps;
-    if ((w->has & TN_MAP_GOT_ONLINE) != 0) {
-        next.flags &= ~(uint32_t)TAILNET_PEER_ONLINE;
-        next.flags |= w->peer.flags & (uint32_t)TAILNET_PEER_ONLINE;
-    }
-    if ((w->has & TN_MAP_GOT_EXPIRY) != 0) {
-        next.expiry_ms = w->peer.expiry_ms;         /* later: it may be used again    */
-        next.flags &= ~(uint32_t)TAILNET_PEER_EXPIRED;
-    }
-    tn_map_store(m, i, &next);
+    return false;
 }
 
 /* The message is complete and everybody who had to go is gone. */
-static void tn_map_finish(tn_map *m, uint64_t now_ms)
+static void tn_map_finish(tn_map *m, tn_flt *flt, uint64_t now_ms)
 {
+    bool     unsafe = false;
     uint16_t i;
     if (m->first) {
         tn_map_wants_end(m, now_ms);
@@ -12633,39 +12582,45 @@ static void tn_map_finish(tn_map *m, uint64_t now_ms)
     }
     if (m->first || m->listed) m->peers_missing = m->passed_now;
     tn_map_choose_exit(m);
-    for (i = 0; i < m->max.peers && m->first && m->region_passed && !m->reread_done; i++) {
-        if (tn_map_there(m, i) && m->peers[i].region != 0 &&
-            tn_map_region_by_id(m, m->peers[i].region) == NULL) m->reread = true;
+    for (i = 0; i < m->limits.peers; i++) {
+        tn_map_peer *p = &m->peers[i];
+        if (!tn_map_there(m, i)) continue;
+        unsafe = unsafe || tn_map_is_unsafe(m, flt, i);
+        if ((m->first || (p->flags & TN_MAP_NEW) != 0) && m->region_passed && !m->reread_done &&
+            p->region != 0 && tn_map_region_by_id(m, p->region) == NULL) m->reread = true;
+        p->flags &= ~(uint32_t)TN_MAP_NEW;
     }
+    tn_flt_distrust(flt, unsafe);
+    if (unsafe != m->unsafe) m->events |= TN_MAP_EVENT_FILTER;
+    m->unsafe = unsafe;
     if (m->first) m->reread_done = false;   /* one reading for one reason             */
-    m->first = false;
+    m->first = m->under_way = false;
     m->todo  = TN_MAP_DO_NOTHING;
 }
 
 /* Goes on until there is a change or nothing left to do. */
-static void tn_map_proceed(tn_map *m, const tn_flt *flt, uint64_t now_ms)
+static void tn_map_proceed(tn_map *m, tn_flt *flt, uint64_t now_ms)
 {
     while (m->change_kind == 0 && m->going == TN_MAP_NONE && m->todo != TN_MAP_DO_NOTHING) {
-        switch (m->todo) {
-        case TN_MAP_DO_NOTHING: break;
-        case TN_MAP_DO_PLACE:   tn_map_place_node(m, flt, now_ms); break;
-        case TN_MAP_DO_PATCH:   tn_map_patch(m); break;
-        case TN_MAP_DO_FINISH:  tn_map_finish(m, now_ms); break;
-        case TN_MAP_DO_SWEEP:
-            while (m->sweep_at < m->max.peers && m->change_kind == 0) {
-                uint16_t i = m->sweep_at++;
-                if (tn_map_there(m, i) && m->peers[i].stamp != m->serial) tn_map_leave(m, i);
-            }
-            if (m->change_kind == 0) m->todo = TN_MAP_DO_FINISH;
-            break;
+        bool     undo = m->todo == TN_MAP_DO_UNDO;
+        uint32_t mask = TN_MAP_USED | (undo ? TN_MAP_NEW : TN_MAP_SEEN);
+        uint32_t want = TN_MAP_USED | (undo ? TN_MAP_NEW : 0u);
+        if (m->todo == TN_MAP_DO_PLACE) {
+            tn_map_place_node(m, flt, now_ms);
+        } else if (m->todo == TN_MAP_DO_FINISH) {
+            tn_map_finish(m, flt, now_ms);
+        } else {
+            while (m->sweep_at < m->limits.peers && (m->peers[m->sweep_at].flags & mask) != want)
+                m->sweep_at++;
+            if (m->sweep_at < m->limits.peers) tn_map_leave(m, m->sweep_at++);
+            else m->todo = undo ? TN_MAP_DO_NOTHING : TN_MAP_DO_FINISH;
         }
     }
 }
 
 /* The next thing the rooms above have to do, see the kinds. Fetching it finishes
  * the one before: an entry that was going is free then. */
-static bool tn_map_change(tn_map *m, const tn_flt *flt, uint16_t *index, uint8_t *kind,
-                          uint64_t now_ms)
+static bool tn_map_change(tn_map *m, tn_flt *flt, uint16_t *index, uint8_t *kind, uint64_t now_ms)
 {
     if (m->going != TN_MAP_NONE) {
         memset(&m->peers[m->going], 0, sizeof m->peers[m->going]);
@@ -12678,13 +12633,10 @@ static bool tn_map_change(tn_map *m, const tn_flt *flt, uint16_t *index, uint8_t
     tn_map_proceed(m, flt, now_ms);
     *index = m->change_index;
     *kind  = m->change_kind;
-    if (m->change_kind == 0) {
-        m->change_index = TN_MAP_NONE;
-        return false;
-    }
-    if ((m->change_kind & TN_MAP_GOING) != 0) m->going = m->change_index;
     m->change_kind = 0;
-    return true;
+    if (*kind == 0) m->change_index = TN_MAP_NONE;
+    if ((*kind & TN_MAP_GOING) != 0) m->going = *index;
+    return *kind != 0;
 }
 
 /* The answer to TN_MAP_ASK, as io.keep_peer gives it. */
@@ -12694,24 +12646,27 @@ static TN_MAYBE_UNUSED void tn_map_keep(tn_map *m, int32_t rank)
 }
 
 /* A new map stream begins: its first message will be complete. What is in force
- * stays until then. Open wants are asked for by this reading. */
+ * stays until then; of a first message that broke off the peers that were new go.
+ * Open wants are asked for by this reading. */
 static void tn_map_stream(tn_map *m, tn_flt *flt)
 {
-    unsigned i;
+    tn_map_want *w = m->wants;
     if (tn_flt_is_open(flt)) tn_flt_abort(flt);
+    m->todo        = m->first && m->under_way ? TN_MAP_DO_UNDO : TN_MAP_DO_NOTHING;
+    m->sweep_at    = 0;
     m->first       = true;
+    m->under_way   = false;
     m->reread_done = m->reread;
     m->reread      = false;
-    m->todo        = TN_MAP_DO_NOTHING;
-    for (i = 0; i < TN_MAP_WANTS; i++) m->wants[i].asked = m->wants[i].kind != 0;
+    for (; w < m->wants + TN_MAP_WANTS; w++) w->asked = w->who.kind != 0 && w->lost_s == 0;
 }
 
 /* ---- reading: what may stand where ---- */
 
 /* Places in a message. */
 enum {
-    TN_MAP_AT_TOP = 1, TN_MAP_AT_SELF, TN_MAP_AT_PEERS, TN_MAP_AT_CHANGED, TN_MAP_AT_NODE,
-    TN_MAP_AT_REMOVED, TN_MAP_AT_PATCHES, TN_MAP_AT_PATCH, TN_MAP_AT_ONLINE,
+    TN_MAP_AT_TOP = 1, TN_MAP_AT_NODE, TN_MAP_AT_SELF, TN_MAP_AT_PATCH,     /* share rows */
+    TN_MAP_AT_PEERS, TN_MAP_AT_CHANGED, TN_MAP_AT_REMOVED, TN_MAP_AT_PATCHES, TN_MAP_AT_ONLINE,
     TN_MAP_AT_ADDRESSES, TN_MAP_AT_ALLOWED, TN_MAP_AT_PLACES, TN_MAP_AT_TAGS, TN_MAP_AT_CAPS,
     TN_MAP_AT_CAP_MAP, TN_MAP_AT_DERP, TN_MAP_AT_HOME, TN_MAP_AT_SCORES, TN_MAP_AT_REGIONS,
     TN_MAP_AT_REGION, TN_MAP_AT_RELAYS, TN_MAP_AT_RELAY, TN_MAP_AT_DNS, TN_MAP_AT_RESOLVERS,
@@ -12719,503 +12674,339 @@ enum {
     TN_MAP_AT_DOMAINS, TN_MAP_AT_RECORDS, TN_MAP_AT_RECORD, TN_MAP_AT_SETS, TN_MAP_AT_SET,
     TN_MAP_AT_RULE, TN_MAP_AT_SOURCES, TN_MAP_AT_SOURCE_BITS, TN_MAP_AT_TARGETS,
     TN_MAP_AT_TARGET, TN_MAP_AT_PORTS, TN_MAP_AT_PROTOCOLS, TN_MAP_AT_PING, TN_MAP_AT_DEBUG,
-    TN_MAP_AT_LOCK, TN_MAP_AT_COUNT
+    TN_MAP_AT_LOCK
 };
 
-/* Values in it. */
+/* Values in it: of the object that is open, of a node, of the message. */
 enum {
-    TN_MAP_V_KEEP_ALIVE = 1, TN_MAP_V_BROWSE, TN_MAP_V_TIME, TN_MAP_V_SLEEP, TN_MAP_V_UNLOCKED,
-    TN_MAP_V_REMOVED, TN_MAP_V_ONLINE_OF,
+    TN_MAP_V_FLAG = 1, TN_MAP_V_TEXT, TN_MAP_V_MORE, TN_MAP_V_FIRST, TN_MAP_V_LAST,
+    TN_MAP_V_IP4, TN_MAP_V_IP6, TN_MAP_V_PAYLOAD,
     TN_MAP_V_ID, TN_MAP_V_NAME, TN_MAP_V_USER, TN_MAP_V_KEY, TN_MAP_V_EXPIRY, TN_MAP_V_DISCO,
-    TN_MAP_V_LEGACY, TN_MAP_V_REGION, TN_MAP_V_ONLINE, TN_MAP_V_AUTHORIZED, TN_MAP_V_UNSIGNED,
-    TN_MAP_V_EXPIRED, TN_MAP_V_MASQ4, TN_MAP_V_MASQ6, TN_MAP_V_WG_ONLY, TN_MAP_V_JAILED,
-    TN_MAP_V_ADDRESS, TN_MAP_V_ALLOWED, TN_MAP_V_PLACE, TN_MAP_V_TAG, TN_MAP_V_CAP,
-    TN_MAP_V_CAP_KEY,
-    TN_MAP_V_SCORE, TN_MAP_V_NOT_HOME, TN_MAP_V_HOST, TN_MAP_V_CERT, TN_MAP_V_IP4,
-    TN_MAP_V_IP6, TN_MAP_V_STUN_PORT, TN_MAP_V_STUN_ONLY, TN_MAP_V_PORT, TN_MAP_V_PORT80,
-    TN_MAP_V_PROXIED, TN_MAP_V_DOMAIN, TN_MAP_V_RESOLVER, TN_MAP_V_ROUTE_NULL,
-    TN_MAP_V_ROUTE_RESOLVER, TN_MAP_V_RECORD_NAME, TN_MAP_V_RECORD_TYPE, TN_MAP_V_RECORD_VALUE,
-    TN_MAP_V_SET_NULL, TN_MAP_V_SOURCE, TN_MAP_V_BAD, TN_MAP_V_TARGET, TN_MAP_V_FIRST,
-    TN_MAP_V_LAST, TN_MAP_V_PROTOCOL,
-    TN_MAP_V_URL, TN_MAP_V_NOISE, TN_MAP_V_TYPES, TN_MAP_V_PING_IP, TN_MAP_V_PAYLOAD
+    TN_MAP_V_LEGACY, TN_MAP_V_REGION, TN_MAP_V_MASQ4, TN_MAP_V_MASQ6, TN_MAP_V_ADDRESS,
+    TN_MAP_V_ALLOWED, TN_MAP_V_PLACE, TN_MAP_V_TAG, TN_MAP_V_CAP, TN_MAP_V_CAP_KEY,
+    TN_MAP_V_KEEP_ALIVE, TN_MAP_V_BROWSE, TN_MAP_V_TIME, TN_MAP_V_SLEEP, TN_MAP_V_UNLOCKED,
+    TN_MAP_V_REMOVED, TN_MAP_V_ONLINE_OF, TN_MAP_V_SCORE, TN_MAP_V_NOT_HOME, TN_MAP_V_PROXIED,
+    TN_MAP_V_DOMAIN, TN_MAP_V_RESOLVER, TN_MAP_V_ROUTE_NULL, TN_MAP_V_ROUTE_RESOLVER,
+    TN_MAP_V_SET_NULL, TN_MAP_V_SOURCE, TN_MAP_V_BAD, TN_MAP_V_PROTOCOL
 };
 
 /* One thing that may stand in a place: its key ("" is any key, or an element of an
- * array), its form, and the place it opens or the value it is. */
+ * array), its form, and the place it opens or the value it is. arg: the TN_MAP_GOT_
+ * it sets, or the number of the flag. */
 typedef struct tn_map_row {
     const char *key;
-    uint8_t     form, to;
+    uint8_t     at, form, to, arg;
 } tn_map_row;
 enum { TN_MAP_F_OBJECT = 1, TN_MAP_F_ARRAY, TN_MAP_F_TEXT, TN_MAP_F_NUMBER, TN_MAP_F_BOOL,
-       TN_MAP_F_NULL, TN_MAP_F_ANY };
+       TN_MAP_F_NULL, TN_MAP_F_ANY,
+       TN_MAP_F_FORM = 15, TN_MAP_F_NEW = 16,                /* the work begins anew   */
+       TN_MAP_F_NEW_OBJECT = TN_MAP_F_OBJECT | TN_MAP_F_NEW,
+       TN_MAP_F_NEW_ARRAY = TN_MAP_F_ARRAY | TN_MAP_F_NEW };
 
-static const tn_map_row tn_map_rows_top[] = {
-    { "KeepAlive", TN_MAP_F_BOOL, TN_MAP_V_KEEP_ALIVE },
-    { "PingRequest", TN_MAP_F_OBJECT, TN_MAP_AT_PING },
-    { "PopBrowserURL", TN_MAP_F_TEXT, TN_MAP_V_BROWSE },
-    { "Node", TN_MAP_F_OBJECT, TN_MAP_AT_SELF },
-    { "DERPMap", TN_MAP_F_OBJECT, TN_MAP_AT_DERP },
-    { "Peers", TN_MAP_F_ARRAY, TN_MAP_AT_PEERS },
-    { "PeersChanged", TN_MAP_F_ARRAY, TN_MAP_AT_CHANGED },
-    { "PeersRemoved", TN_MAP_F_ARRAY, TN_MAP_AT_REMOVED },
-    { "PeersChangedPatch", TN_MAP_F_ARRAY, TN_MAP_AT_PATCHES },
-    { "OnlineChange", TN_MAP_F_OBJECT, TN_MAP_AT_ONLINE },
-    { "DNSConfig", TN_MAP_F_OBJECT, TN_MAP_AT_DNS },
-    { "PacketFilter", TN_MAP_F_ARRAY, TN_MAP_AT_SET },
-    { "PacketFilters", TN_MAP_F_OBJECT, TN_MAP_AT_SETS },
-    { "ControlTime", TN_MAP_F_TEXT, TN_MAP_V_TIME },
-    { "TKAInfo", TN_MAP_F_OBJECT, TN_MAP_AT_LOCK },
-    { "Debug", TN_MAP_F_OBJECT, TN_MAP_AT_DEBUG }, { NULL, 0, 0 }
-};
-static const tn_map_row tn_map_rows_node[] = {
-    { "ID", TN_MAP_F_NUMBER, TN_MAP_V_ID },
-    { "Name", TN_MAP_F_TEXT, TN_MAP_V_NAME },
-    { "User", TN_MAP_F_NUMBER, TN_MAP_V_USER },
-    { "Key", TN_MAP_F_TEXT, TN_MAP_V_KEY },
-    { "KeyExpiry", TN_MAP_F_TEXT, TN_MAP_V_EXPIRY },
-    { "DiscoKey", TN_MAP_F_TEXT, TN_MAP_V_DISCO },
-    { "Addresses", TN_MAP_F_ARRAY, TN_MAP_AT_ADDRESSES },
-    { "AllowedIPs", TN_MAP_F_ARRAY, TN_MAP_AT_ALLOWED },
-    { "Endpoints", TN_MAP_F_ARRAY, TN_MAP_AT_PLACES },
-    { "DERP", TN_MAP_F_TEXT, TN_MAP_V_LEGACY },
-    { "HomeDERP", TN_MAP_F_NUMBER, TN_MAP_V_REGION },
-    { "Tags", TN_MAP_F_ARRAY, TN_MAP_AT_TAGS },
-    { "Online", TN_MAP_F_BOOL, TN_MAP_V_ONLINE },
-    { "MachineAuthorized", TN_MAP_F_BOOL, TN_MAP_V_AUTHORIZED },
-    { "Capabilities", TN_MAP_F_ARRAY, TN_MAP_AT_CAPS },
-    { "CapMap", TN_MAP_F_OBJECT, TN_MAP_AT_CAP_MAP },
-    { "UnsignedPeerAPIOnly", TN_MAP_F_BOOL, TN_MAP_V_UNSIGNED },
-    { "Expired", TN_MAP_F_BOOL, TN_MAP_V_EXPIRED },
-    { "SelfNodeV4MasqAddrForThisPeer", TN_MAP_F_TEXT, TN_MAP_V_MASQ4 },
-    { "SelfNodeV6MasqAddrForThisPeer", TN_MAP_F_TEXT, TN_MAP_V_MASQ6 },
-    { "IsWireGuardOnly", TN_MAP_F_BOOL, TN_MAP_V_WG_ONLY },
-    { "IsJailed", TN_MAP_F_BOOL, TN_MAP_V_JAILED }, { NULL, 0, 0 }
-};
-static const tn_map_row tn_map_rows_patch[] = {
-    { "NodeID", TN_MAP_F_NUMBER, TN_MAP_V_ID },
-    { "DERPRegion", TN_MAP_F_NUMBER, TN_MAP_V_REGION },
-    { "CapMap", TN_MAP_F_OBJECT, TN_MAP_AT_CAP_MAP },
-    { "Endpoints", TN_MAP_F_ARRAY, TN_MAP_AT_PLACES },
-    { "Key", TN_MAP_F_TEXT, TN_MAP_V_KEY },
-    { "DiscoKey", TN_MAP_F_TEXT, TN_MAP_V_DISCO },
-    { "Online", TN_MAP_F_BOOL, TN_MAP_V_ONLINE },
-    { "KeyExpiry", TN_MAP_F_TEXT, TN_MAP_V_EXPIRY }, { NULL, 0, 0 }
-};
-static const tn_map_row tn_map_rows_relay[] = {
-    { "HostName", TN_MAP_F_TEXT, TN_MAP_V_HOST }, { "CertName", TN_MAP_F_TEXT, TN_MAP_V_CERT },
-    { "IPv4", TN_MAP_F_TEXT, TN_MAP_V_IP4 }, { "IPv6", TN_MAP_F_TEXT, TN_MAP_V_IP6 },
-    { "STUNPort", TN_MAP_F_NUMBER, TN_MAP_V_STUN_PORT },
-    { "STUNOnly", TN_MAP_F_BOOL, TN_MAP_V_STUN_ONLY },
-    { "DERPPort", TN_MAP_F_NUMBER, TN_MAP_V_PORT },
-    { "CanPort80", TN_MAP_F_BOOL, TN_MAP_V_PORT80 }, { NULL, 0, 0 }
-};
-static const tn_map_row tn_map_rows_ping[] = {
-    { "URL", TN_MAP_F_TEXT, TN_MAP_V_URL }, { "URLIsNoise", TN_MAP_F_BOOL, TN_MAP_V_NOISE },
-    { "Types", TN_MAP_F_TEXT, TN_MAP_V_TYPES }, { "IP", TN_MAP_F_TEXT, TN_MAP_V_PING_IP },
-    { "Payload", TN_MAP_F_TEXT, TN_MAP_V_PAYLOAD }, { NULL, 0, 0 }
-};
-static const tn_map_row tn_map_rows_dns[] = {
-    { "Proxied", TN_MAP_F_BOOL, TN_MAP_V_PROXIED },
-    { "Domains", TN_MAP_F_ARRAY, TN_MAP_AT_DOMAINS },
-    { "Resolvers", TN_MAP_F_ARRAY, TN_MAP_AT_RESOLVERS },
-    { "Routes", TN_MAP_F_OBJECT, TN_MAP_AT_ROUTES },
-    { "ExtraRecords", TN_MAP_F_ARRAY, TN_MAP_AT_RECORDS }, { NULL, 0, 0 }
-};
-static const tn_map_row tn_map_rows_rule[] = {
-    { "SrcIPs", TN_MAP_F_ARRAY, TN_MAP_AT_SOURCES },
-    { "SrcBits", TN_MAP_F_ARRAY, TN_MAP_AT_SOURCE_BITS },
-    { "DstPorts", TN_MAP_F_ARRAY, TN_MAP_AT_TARGETS },
-    { "IPProto", TN_MAP_F_ARRAY, TN_MAP_AT_PROTOCOLS }, { NULL, 0, 0 }
-};
+/* In the order of the places. */
+static const tn_map_row tn_map_rows[] = {
+    { "KeepAlive", TN_MAP_AT_TOP, TN_MAP_F_BOOL, TN_MAP_V_KEEP_ALIVE, 0 },
+    { "PingRequest", TN_MAP_AT_TOP, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_PING, 0 },
+    { "PopBrowserURL", TN_MAP_AT_TOP, TN_MAP_F_TEXT, TN_MAP_V_BROWSE, 0 },
+    { "Node", TN_MAP_AT_TOP, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_SELF, 0 },
+    { "DERPMap", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_DERP, 0 },
+    { "Peers", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_PEERS, 0 },
+    { "PeersChanged", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_CHANGED, 0 },
+    { "PeersRemoved", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_REMOVED, 0 },
+    { "PeersChangedPatch", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_PATCHES, 0 },
+    { "OnlineChange", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_ONLINE, 0 },
+    { "DNSConfig", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_DNS, 0 },
+    { "PacketFilter", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_SET, 0 },
+    { "PacketFilters", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_SETS, 0 },
+    { "ControlTime", TN_MAP_AT_TOP, TN_MAP_F_TEXT, TN_MAP_V_TIME, 0 },
+    { "TKAInfo", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_LOCK, 0 },
+    { "Debug", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_DEBUG, 0 },
 
-/* Places with one to three rows, all in one list: place, then the row. */
-typedef struct tn_map_small { uint8_t at; tn_map_row row; } tn_map_small;
-static const tn_map_small tn_map_smalls[] = {
-    { TN_MAP_AT_PEERS, { "", TN_MAP_F_OBJECT, TN_MAP_AT_NODE } },
-    { TN_MAP_AT_CHANGED, { "", TN_MAP_F_OBJECT, TN_MAP_AT_NODE } },
-    { TN_MAP_AT_REMOVED, { "", TN_MAP_F_NUMBER, TN_MAP_V_REMOVED } },
-    { TN_MAP_AT_PATCHES, { "", TN_MAP_F_OBJECT, TN_MAP_AT_PATCH } },
-    { TN_MAP_AT_ONLINE, { "", TN_MAP_F_BOOL, TN_MAP_V_ONLINE_OF } },
-    { TN_MAP_AT_ADDRESSES, { "", TN_MAP_F_TEXT, TN_MAP_V_ADDRESS } },
-    { TN_MAP_AT_ALLOWED, { "", TN_MAP_F_TEXT, TN_MAP_V_ALLOWED } },
-    { TN_MAP_AT_PLACES, { "", TN_MAP_F_TEXT, TN_MAP_V_PLACE } },
-    { TN_MAP_AT_TAGS, { "", TN_MAP_F_TEXT, TN_MAP_V_TAG } },
-    { TN_MAP_AT_CAPS, { "", TN_MAP_F_TEXT, TN_MAP_V_CAP } },
-    { TN_MAP_AT_CAP_MAP, { "", TN_MAP_F_ANY, TN_MAP_V_CAP_KEY } },
-    { TN_MAP_AT_DERP, { "HomeParams", TN_MAP_F_OBJECT, TN_MAP_AT_HOME } },
-    { TN_MAP_AT_DERP, { "Regions", TN_MAP_F_OBJECT, TN_MAP_AT_REGIONS } },
-    { TN_MAP_AT_HOME, { "RegionScore", TN_MAP_F_OBJECT, TN_MAP_AT_SCORES } },
-    { TN_MAP_AT_SCORES, { "", TN_MAP_F_NUMBER, TN_MAP_V_SCORE } },
-    { TN_MAP_AT_REGIONS, { "", TN_MAP_F_OBJECT, TN_MAP_AT_REGION } },
-    { TN_MAP_AT_REGION, { "Avoid", TN_MAP_F_BOOL, TN_MAP_V_NOT_HOME } },
-    { TN_MAP_AT_REGION, { "NoMeasureNoHome", TN_MAP_F_BOOL, TN_MAP_V_NOT_HOME } },
-    { TN_MAP_AT_REGION, { "Nodes", TN_MAP_F_ARRAY, TN_MAP_AT_RELAYS } },
-    { TN_MAP_AT_RELAYS, { "", TN_MAP_F_OBJECT, TN_MAP_AT_RELAY } },
-    { TN_MAP_AT_RESOLVERS, { "", TN_MAP_F_OBJECT, TN_MAP_AT_RESOLVER } },
-    { TN_MAP_AT_RESOLVER, { "Addr", TN_MAP_F_TEXT, TN_MAP_V_RESOLVER } },
-    { TN_MAP_AT_ROUTES, { "", TN_MAP_F_ARRAY, TN_MAP_AT_ROUTE } },
-    { TN_MAP_AT_ROUTES, { "", TN_MAP_F_NULL, TN_MAP_V_ROUTE_NULL } },
-    { TN_MAP_AT_ROUTE, { "", TN_MAP_F_OBJECT, TN_MAP_AT_ROUTE_RESOLVER } },
-    { TN_MAP_AT_ROUTE_RESOLVER, { "Addr", TN_MAP_F_TEXT, TN_MAP_V_ROUTE_RESOLVER } },
-    { TN_MAP_AT_DOMAINS, { "", TN_MAP_F_TEXT, TN_MAP_V_DOMAIN } },
-    { TN_MAP_AT_RECORDS, { "", TN_MAP_F_OBJECT, TN_MAP_AT_RECORD } },
-    { TN_MAP_AT_RECORD, { "Name", TN_MAP_F_TEXT, TN_MAP_V_RECORD_NAME } },
-    { TN_MAP_AT_RECORD, { "Type", TN_MAP_F_TEXT, TN_MAP_V_RECORD_TYPE } },
-    { TN_MAP_AT_RECORD, { "Value", TN_MAP_F_TEXT, TN_MAP_V_RECORD_VALUE } },
-    { TN_MAP_AT_SETS, { "", TN_MAP_F_ARRAY, TN_MAP_AT_SET } },
-    { TN_MAP_AT_SETS, { "", TN_MAP_F_NULL, TN_MAP_V_SET_NULL } },
-    { TN_MAP_AT_SET, { "", TN_MAP_F_OBJECT, TN_MAP_AT_RULE } },
-    { TN_MAP_AT_SOURCES, { "", TN_MAP_F_TEXT, TN_MAP_V_SOURCE } },
-    { TN_MAP_AT_SOURCE_BITS, { "", TN_MAP_F_ANY, TN_MAP_V_BAD } },
-    { TN_MAP_AT_TARGETS, { "", TN_MAP_F_OBJECT, TN_MAP_AT_TARGET } },
-    { TN_MAP_AT_TARGET, { "IP", TN_MAP_F_TEXT, TN_MAP_V_TARGET } },
-    { TN_MAP_AT_TARGET, { "Ports", TN_MAP_F_OBJECT, TN_MAP_AT_PORTS } },
-    { TN_MAP_AT_TARGET, { "Bits", TN_MAP_F_NUMBER, TN_MAP_V_BAD } },
-    { TN_MAP_AT_PORTS, { "First", TN_MAP_F_NUMBER, TN_MAP_V_FIRST } },
-    { TN_MAP_AT_PORTS, { "Last", TN_MAP_F_NUMBER, TN_MAP_V_LAST } },
-    { TN_MAP_AT_PROTOCOLS, { "", TN_MAP_F_NUMBER, TN_MAP_V_PROTOCOL } },
-    { TN_MAP_AT_DEBUG, { "SleepSeconds", TN_MAP_F_NUMBER, TN_MAP_V_SLEEP } },
-    { TN_MAP_AT_LOCK, { "Disabled", TN_MAP_F_BOOL, TN_MAP_V_UNLOCKED } }
+    { "ID", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_ID, 0 },
+    { "NodeID", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_ID, 0 },
+    { "Name", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_NAME, 0 },
+    { "User", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_USER, 0 },
+    { "Key", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_KEY, TN_MAP_GOT_KEY },
+    { "KeyExpiry", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_EXPIRY, TN_MAP_GOT_EXPIRY },
+    { "DiscoKey", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_DISCO, TN_MAP_GOT_DISCO },
+    { "Addresses", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_ADDRESSES, 0 },
+    { "AllowedIPs", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_ALLOWED, TN_MAP_GOT_ALLOWED },
+    { "Endpoints", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_PLACES, TN_MAP_GOT_PLACES },
+    { "DERP", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_LEGACY, 0 },
+    { "HomeDERP", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_REGION, TN_MAP_GOT_REGION },
+    { "DERPRegion", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_REGION, TN_MAP_GOT_REGION },
+    { "Tags", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_TAGS, 0 },
+    { "Online", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_ONLINE },
+    { "MachineAuthorized", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_AUTHORIZED },
+    { "Capabilities", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_CAPS, 0 },
+    { "CapMap", TN_MAP_AT_NODE, TN_MAP_F_OBJECT, TN_MAP_AT_CAP_MAP, TN_MAP_GOT_CAPS },
+    { "UnsignedPeerAPIOnly", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_UNSIGNED },
+    { "Expired", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_EXPIRED },
+    { "SelfNodeV4MasqAddrForThisPeer", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_MASQ4, 0 },
+    { "SelfNodeV6MasqAddrForThisPeer", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_MASQ6, 0 },
+    { "IsWireGuardOnly", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_WG_ONLY },
+    { "IsJailed", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_JAILED },
+
+    { "", TN_MAP_AT_PEERS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_NODE, 0 },
+    { "", TN_MAP_AT_CHANGED, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_NODE, 0 },
+    { "", TN_MAP_AT_REMOVED, TN_MAP_F_NUMBER, TN_MAP_V_REMOVED, 0 },
+    { "", TN_MAP_AT_PATCHES, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_PATCH, 0 },
+    { "", TN_MAP_AT_ONLINE, TN_MAP_F_BOOL, TN_MAP_V_ONLINE_OF, 0 },
+    { "", TN_MAP_AT_ADDRESSES, TN_MAP_F_TEXT, TN_MAP_V_ADDRESS, 0 },
+    { "", TN_MAP_AT_ALLOWED, TN_MAP_F_TEXT, TN_MAP_V_ALLOWED, 0 },
+    { "", TN_MAP_AT_PLACES, TN_MAP_F_TEXT, TN_MAP_V_PLACE, 0 },
+    { "", TN_MAP_AT_TAGS, TN_MAP_F_TEXT, TN_MAP_V_TAG, 0 },
+    { "", TN_MAP_AT_CAPS, TN_MAP_F_TEXT, TN_MAP_V_CAP, 0 },
+    { "", TN_MAP_AT_CAP_MAP, TN_MAP_F_ANY, TN_MAP_V_CAP_KEY, 0 },
+
+    { "HomeParams", TN_MAP_AT_DERP, TN_MAP_F_OBJECT, TN_MAP_AT_HOME, 0 },
+    { "Regions", TN_MAP_AT_DERP, TN_MAP_F_OBJECT, TN_MAP_AT_REGIONS, 0 },
+    { "RegionScore", TN_MAP_AT_HOME, TN_MAP_F_OBJECT, TN_MAP_AT_SCORES, 0 },
+    { "", TN_MAP_AT_SCORES, TN_MAP_F_NUMBER, TN_MAP_V_SCORE, 0 },
+    { "", TN_MAP_AT_REGIONS, TN_MAP_F_OBJECT, TN_MAP_AT_REGION, 0 },
+    { "Avoid", TN_MAP_AT_REGION, TN_MAP_F_BOOL, TN_MAP_V_NOT_HOME, 0 },
+    { "NoMeasureNoHome", TN_MAP_AT_REGION, TN_MAP_F_BOOL, TN_MAP_V_NOT_HOME, 0 },
+    { "Nodes", TN_MAP_AT_REGION, TN_MAP_F_ARRAY, TN_MAP_AT_RELAYS, 0 },
+    { "", TN_MAP_AT_RELAYS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_RELAY, 0 },
+    { "HostName", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
+    { "CertName", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_MORE, 0 },
+    { "IPv4", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_IP4, 0 },
+    { "IPv6", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_IP6, 0 },
+    { "STUNPort", TN_MAP_AT_RELAY, TN_MAP_F_NUMBER, TN_MAP_V_LAST, 0 },
+    { "STUNOnly", TN_MAP_AT_RELAY, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_ITEM_STUN_ONLY },
+    { "DERPPort", TN_MAP_AT_RELAY, TN_MAP_F_NUMBER, TN_MAP_V_FIRST, 0 },
+    { "CanPort80", TN_MAP_AT_RELAY, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_ITEM_PORT80 },
+
+    { "Proxied", TN_MAP_AT_DNS, TN_MAP_F_BOOL, TN_MAP_V_PROXIED, 0 },
+    { "Domains", TN_MAP_AT_DNS, TN_MAP_F_NEW_ARRAY, TN_MAP_AT_DOMAINS, 0 },
+    { "Resolvers", TN_MAP_AT_DNS, TN_MAP_F_ARRAY, TN_MAP_AT_RESOLVERS, 0 },
+    { "Routes", TN_MAP_AT_DNS, TN_MAP_F_OBJECT, TN_MAP_AT_ROUTES, 0 },
+    { "ExtraRecords", TN_MAP_AT_DNS, TN_MAP_F_ARRAY, TN_MAP_AT_RECORDS, 0 },
+    { "", TN_MAP_AT_RESOLVERS, TN_MAP_F_OBJECT, TN_MAP_AT_RESOLVER, 0 },
+    { "Addr", TN_MAP_AT_RESOLVER, TN_MAP_F_TEXT, TN_MAP_V_RESOLVER, 0 },
+    { "", TN_MAP_AT_ROUTES, TN_MAP_F_ARRAY, TN_MAP_AT_ROUTE, 0 },
+    { "", TN_MAP_AT_ROUTES, TN_MAP_F_NULL, TN_MAP_V_ROUTE_NULL, 0 },
+    { "", TN_MAP_AT_ROUTE, TN_MAP_F_OBJECT, TN_MAP_AT_ROUTE_RESOLVER, 0 },
+    { "Addr", TN_MAP_AT_ROUTE_RESOLVER, TN_MAP_F_TEXT, TN_MAP_V_ROUTE_RESOLVER, 0 },
+    { "", TN_MAP_AT_DOMAINS, TN_MAP_F_TEXT, TN_MAP_V_DOMAIN, 0 },
+    { "", TN_MAP_AT_RECORDS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_RECORD, 0 },
+    { "Name", TN_MAP_AT_RECORD, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
+    { "Type", TN_MAP_AT_RECORD, TN_MAP_F_TEXT, TN_MAP_V_MORE, 0 },
+    { "Value", TN_MAP_AT_RECORD, TN_MAP_F_TEXT, TN_MAP_V_IP4, 0 },
+
+    { "", TN_MAP_AT_SETS, TN_MAP_F_ARRAY, TN_MAP_AT_SET, 0 },
+    { "", TN_MAP_AT_SETS, TN_MAP_F_NULL, TN_MAP_V_SET_NULL, 0 },
+    { "", TN_MAP_AT_SET, TN_MAP_F_OBJECT, TN_MAP_AT_RULE, 0 },
+    { "SrcIPs", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_SOURCES, 0 },
+    { "SrcBits", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_SOURCE_BITS, 0 },
+    { "DstPorts", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_TARGETS, 0 },
+    { "IPProto", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_PROTOCOLS, 0 },
+    { "", TN_MAP_AT_SOURCES, TN_MAP_F_TEXT, TN_MAP_V_SOURCE, 0 },
+    { "", TN_MAP_AT_SOURCE_BITS, TN_MAP_F_ANY, TN_MAP_V_BAD, 0 },
+    { "", TN_MAP_AT_TARGETS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_TARGET, 0 },
+    { "IP", TN_MAP_AT_TARGET, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
+    { "Ports", TN_MAP_AT_TARGET, TN_MAP_F_OBJECT, TN_MAP_AT_PORTS, 0 },
+    { "Bits", TN_MAP_AT_TARGET, TN_MAP_F_NUMBER, TN_MAP_V_BAD, 0 },
+    { "First", TN_MAP_AT_PORTS, TN_MAP_F_NUMBER, TN_MAP_V_FIRST, 0 },
+    { "Last", TN_MAP_AT_PORTS, TN_MAP_F_NUMBER, TN_MAP_V_LAST, 0 },
+    { "", TN_MAP_AT_PROTOCOLS, TN_MAP_F_NUMBER, TN_MAP_V_PROTOCOL, 0 },
+
+    { "URL", TN_MAP_AT_PING, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
+    { "URLIsNoise", TN_MAP_AT_PING, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_ITEM_NOISE },
+    { "Types", TN_MAP_AT_PING, TN_MAP_F_TEXT, TN_MAP_V_MORE, 0 },
+    { "Payload", TN_MAP_AT_PING, TN_MAP_F_TEXT, TN_MAP_V_PAYLOAD, 0 },
+    { "SleepSeconds", TN_MAP_AT_DEBUG, TN_MAP_F_NUMBER, TN_MAP_V_SLEEP, 0 },
+    { "Disabled", TN_MAP_AT_LOCK, TN_MAP_F_BOOL, TN_MAP_V_UNLOCKED, 0 },
+    { "", 0xff, 0, 0, 0 }
 };
 
-static unsigned tn_map_form(tn_js_event ev)
-{
-    switch (ev) {
-    case TN_JS_OBJECT: return TN_MAP_F_OBJECT;
-    case TN_JS_ARRAY:  return TN_MAP_F_ARRAY;
-    case TN_JS_STRING:
-    case TN_JS_PART:   return TN_MAP_F_TEXT;
-    case TN_JS_NUMBER: return TN_MAP_F_NUMBER;
-    case TN_JS_TRUE:
-    case TN_JS_FALSE:  return TN_MAP_F_BOOL;
-    case TN_JS_NULL:   return TN_MAP_F_NULL;
-    case TN_JS_ERROR:
-    case TN_JS_MORE:
-    case TN_JS_OBJECT_END:
-    case TN_JS_ARRAY_END:
-    case TN_JS_END:    break;
-    }
-    return 0;
-}
-
-static bool tn_map_row_fits(const tn_map_row *row, const tn_js *js, unsigned form)
-{
-    return (row->form == form || row->form == TN_MAP_F_ANY) &&
-           (row->key[0] == '\0' || tn_js_is_key(js, row->key));
-}
+/* The form of each event, from TN_JS_OBJECT on; 0: an end. */
+static const uint8_t tn_map_forms[] = {
+    TN_MAP_F_OBJECT, 0, TN_MAP_F_ARRAY, 0, TN_MAP_F_TEXT, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
+    TN_MAP_F_BOOL, TN_MAP_F_BOOL, TN_MAP_F_NULL, 0
+};
 
 /* What this event is where it stands; NULL: nothing we look at. */
-static const tn_map_row *tn_map_row_of(unsigned place, const tn_js *js, tn_js_event ev)
+static const tn_map_row *tn_map_row_of(unsigned place, const tn_js *js, unsigned form)
 {
-    const tn_map_row *row  = NULL;
-    unsigned          form = tn_map_form(ev);
-    size_t            i;
-    switch (place) {
-    case TN_MAP_AT_TOP:   row = tn_map_rows_top; break;
-    case TN_MAP_AT_SELF:
-    case TN_MAP_AT_NODE:  row = tn_map_rows_node; break;
-    case TN_MAP_AT_PATCH: row = tn_map_rows_patch; break;
-    case TN_MAP_AT_RELAY: row = tn_map_rows_relay; break;
-    case TN_MAP_AT_PING:  row = tn_map_rows_ping; break;
-    case TN_MAP_AT_DNS:   row = tn_map_rows_dns; break;
-    case TN_MAP_AT_RULE:  row = tn_map_rows_rule; break;
-    default: break;
+    const tn_map_row *row = tn_map_rows;
+    if (place == TN_MAP_AT_SELF || place == TN_MAP_AT_PATCH) place = TN_MAP_AT_NODE;
+    for (; row->at <= place; row++) {
+        unsigned want = row->form & TN_MAP_F_FORM;
+        if (row->at == place && (want == form || want == TN_MAP_F_ANY) &&
+            (row->key[0] == '\0' || tn_js_is_key(js, row->key))) return row;
     }
-    for (; row != NULL && row->key != NULL; row++)
-        if (tn_map_row_fits(row, js, form)) return row;
-    if (row != NULL) return NULL;
-    for (i = 0; i < sizeof tn_map_smalls / sizeof *tn_map_smalls; i++)
-        if (tn_map_smalls[i].at == place && tn_map_row_fits(&tn_map_smalls[i].row, js, form))
-            return &tn_map_smalls[i].row;
     return NULL;
 }
 
 /* ---- reading: a node ---- */
 
-static void tn_map_node_name(tn_map_node_work *w, const tn_js *js)
+static void tn_map_node_name(tn_map_node_work *w, const char *text, size_t len)
 {
-    tn_map_peer *p     = &w->peer;
-    size_t       len   = tn_map_name_len(js->text, js->text_len);
-    size_t       label = tn_map_label_len(js->text, len), i;
-    const char  *rest  = js->text + label + (label < len ? 1 : 0);
-    if (js->text_cut || len > 254 || label == 0 || label > 63 ||
-        memchr(js->text, 0, len) != NULL) return;
-    p->name_hash   = tn_map_name_hash(TN_MAP_HASH_BEGIN, js->text, len);
-    p->domain_hash = tn_map_name_hash(TN_MAP_HASH_BEGIN, rest, len - (size_t)(rest - js->text));
-    (void)tn_text_copy(p->name, sizeof p->name, js->text, label);
-    for (i = 0; p->name[i] != '\0'; i++) p->name[i] = (char)tn_map_lower(p->name[i]);
-    if (!tn_text_copy(w->name, sizeof w->name, js->text, len)) w->name[0] = '\0';
+    tn_map_peer *p = &w->peer;
+    size_t       label, rest;
+    len   = tn_map_name_len(text, len);
+    label = tn_map_label_len(text, len);
+    rest  = label < len ? label + 1 : label;
+    if (len > 254 || label == 0 || label > 63 || tn_has_byte(text, len, '\0')) return;
+    p->name_hash   = tn_map_hash(TN_MAP_HASH_BEGIN, text, len);
+    p->domain_hash = tn_map_hash(TN_MAP_HASH_BEGIN, text + rest, len - rest);
+    memset(p->name, 0, sizeof p->name);
+    tn_map_label(p->name, TAILNET_MAX_NAME, text, label);
+    if (!tn_text_copy(w->name, sizeof w->name, text, len)) w->name[0] = '\0';
 }
 
-static void tn_map_work_prefix(tn_map *m, const tailnet_prefix *p, unsigned flags)
+/* An element of Addresses or AllowedIPs. What both have stands once. A prefix as Go
+ * means it: one with bits set behind the mask is none. */
+static void tn_map_node_prefix(tn_map *m, unsigned kind, const char *text, size_t len)
 {
-    tn_map_node_work *w = &m->work.node;
-    tn_map_prefix    *at;
-    if (w->prefix_count >= m->max.routes + 2u) {
-        m->dropped++;
+    tn_map_node_work *w  = &m->work.node;
+    tn_map_prefix    *at = m->routes + m->limits.routes, *end = at + w->prefix_count;
+    size_t            slash = 0;
+    tailnet_prefix    p;
+    tailnet_addr      ip;
+    while (slash < len && text[slash] != '/') slash++;
+    if (!tn_prefix_parse(&p, text, len) || !tn_ip_parse(&ip, text, slash) ||
+        memcmp(ip.ip, p.ip, 16) != 0) return;
+    if (kind == TN_MAP_LISTED && p.bits != 8u * tn_ip_len(p.family)) return;
+    if (p.bits == 0) {
+        w->peer.flags |= tn_map_bit(TN_MAP_EXIT4, p.family);
         return;
     }
-    at = &m->routes[m->max.routes + w->prefix_count++];
-    memcpy(at->ip, p->ip, 16);
-    at->kind = (uint8_t)(p->family | flags);
-    at->bits = p->bits;
-    at->peer = TN_MAP_NONE;
-}
-
-/* A prefix as Go means it: one with bits set behind the mask is none. */
-static bool tn_map_prefix_text(tailnet_prefix *out, const tn_js *js)
-{
-    tailnet_addr ip;
-    size_t       n = 0;
-    if (js->text_cut || !tn_prefix_parse(out, js->text, js->text_len)) return false;
-    while (n < js->text_len && js->text[n] != '/') n++;
-    return tn_ip_parse(&ip, js->text, n) && memcmp(ip.ip, out->ip, 16) == 0;
-}
-
-static void tn_map_node_address(tn_map *m, const tn_js *js)
-{
-    tn_map_peer   *p = &m->work.node.peer;
-    tailnet_prefix pre;
-    uint32_t       has;
-    if (!tn_map_prefix_text(&pre, js) || pre.bits != 8u * tn_ip_len(pre.family)) return;
-    has = pre.family == 4 ? TN_MAP_HAS4 : TN_MAP_HAS6;
-    if ((p->flags & has) != 0) {
-        tn_map_work_prefix(m, &pre, TN_MAP_LISTED);
-        return;
+    while (at < end && ((at->kind & 15u) != p.family || at->bits != p.bits ||
+                        memcmp(at->ip, p.ip, 16) != 0)) at++;
+    if (at == end) {
+        if (w->prefix_count >= m->limits.routes + 2u) {
+            m->dropped++;
+            return;
+        }
+        w->prefix_count++;
+        memset(at, 0, sizeof *at);
+        memcpy(at->ip, p.ip, 16);
+        at->kind = p.family;
+        at->bits = p.bits;
     }
-    p->flags |= has;
-    memcpy(pre.family == 4 ? p->ip4 : p->ip6, pre.ip, tn_ip_len(pre.family));
+    at->kind = (uint8_t)(at->kind | kind);
 }
 
-/* An element of AllowedIPs. Its own address may stand behind hundreds of subnets,
- * so the first of each family has a place of its own. */
-static void tn_map_node_allowed(tn_map *m, const tn_js *js)
-{
-    tn_map_node_work *w = &m->work.node;
-    tailnet_prefix    pre;
-    unsigned          got;
-    if (!tn_map_prefix_text(&pre, js)) return;
-    if (pre.bits == 0) {
-        w->peer.flags |= pre.family == 4 ? TN_MAP_EXIT4 : TN_MAP_EXIT6;
-        return;
-    }
-    got = pre.family == 4 ? TN_MAP_GOT_ALLOWED4 : TN_MAP_GOT_ALLOWED6;
-    if (pre.bits == 8u * tn_ip_len(pre.family) && tn_map_is_tailnet(pre.ip, pre.family) &&
-        (w->has & got) == 0) {
-        w->has = (uint16_t)(w->has | got);
-        memcpy(pre.family == 4 ? w->allowed4 : w->allowed6, pre.ip, tn_ip_len(pre.family));
-        return;
-    }
-    tn_map_work_prefix(m, &pre, 0);
-}
-
-static void tn_map_node_place(tn_map_node_work *w, const tn_js *js)
+static void tn_map_node_place(tn_map_node_work *w, const char *text, size_t len)
 {
     tailnet_addr  a;
-    tn_map_place *at;
-    if (w->place_count >= TAILNET_MAX_CANDIDATES || js->text_cut ||
-        !tn_addr_parse(&a, js->text, js->text_len) || a.port == 0) return;
-    at = &w->places[w->place_count++];
-    memset(at, 0, sizeof *at);
+    tn_map_place *at = &w->places[w->place_count];
+    if (w->place_count >= TAILNET_MAX_CANDIDATES || !tn_addr_parse(&a, text, len) || a.port == 0)
+        return;
     memcpy(at->ip, a.ip, 16);
     at->port   = a.port;
     at->family = a.family;
+    w->place_count++;
 }
 
-static void tn_map_node_masq(tn_map_peer *p, unsigned family, const tn_js *js)
+/* "" is Go's way to write none. */
+static void tn_map_node_masq(tn_map_peer *p, unsigned family, const char *text, size_t len)
 {
     tailnet_addr ip;
-    if (js->text_len == 0) return;          /* Go's way to write none                 */
-    if (js->text_cut || !tn_ip_parse(&ip, js->text, js->text_len) || ip.family != family) {
+    if (len == 0) return;
+    if (!tn_ip_parse(&ip, text, len) || ip.family != family) {
         p->flags |= TN_MAP_BROKEN;
         return;
     }
-    p->flags |= family == 4 ? TN_MAP_MASQ4 : TN_MAP_MASQ6;
+    p->flags |= tn_map_bit(TN_MAP_MASQ4, family);
     memcpy(family == 4 ? p->masq4 : p->masq6, ip.ip, tn_ip_len(family));
 }
 
-static void tn_map_node_cap(tn_map_node_work *w, const tn_flt *flt, const char *name, size_t len)
+/* A member of a node that is no flag. len is 0 when the text was cut; n is -1 when
+ * the number is none. False: it does not count. */
+static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, const tn_js *js,
+                              size_t len, int64_t n)
 {
-    w->peer.caps |= tn_flt_cap(flt, name, len);
-    if (tn_is(name, len, "only-tcp-443")) w->only_443 = true;
-    if (tn_is(name, len, "randomize-client-port")) w->randomize_port = true;
-    if (tn_is(name, len, "magicdns-aaaa")) w->ipv6_names = true;
-}
-
-static void tn_map_set_flag(uint32_t *flags, uint32_t flag, bool on)
-{
-    *flags &= ~flag;
-    if (on) *flags |= flag;
-}
-
-static void tn_map_node_key(tn_map_node_work *w, unsigned value, const tn_js *js)
-{
-    tn_map_peer *p     = &w->peer;
-    bool         disco = value == TN_MAP_V_DISCO;
-    if (js->text_cut || !tn_key_parse(disco ? p->disco : p->key, disco ? TN_KEY_DISCO : TN_KEY_NODE,
-                                      js->text, js->text_len)) return;
-    if (!disco) {
-        if (!tn_is_zero(p->key, 32)) w->has |= TN_MAP_GOT_KEY;
-        return;
-    }
-    w->has |= TN_MAP_GOT_DISCO;
-    tn_map_set_flag(&p->flags, TN_MAP_DISCO_KEY, !tn_is_zero(p->disco, 32));
-}
-
-/* Numbers and texts of a node that are no list. */
-static void tn_map_node_value(tn_map_node_work *w, unsigned value, const tn_js *js)
-{
-    tn_map_peer *p = &w->peer;
-    int64_t      n = 0;
-    uint64_t     v = 0;
+    tn_map_node_work *w = &m->work.node;
+    tn_map_peer      *p = &w->peer;
+    const char       *text = js->text;
+    uint64_t          v = 0;
+    bool              ok;
     switch (value) {
-    case TN_MAP_V_ID:
-        if (tn_js_int(js, &n) && n > 0) p->id = (uint64_t)n;
-        break;
-    case TN_MAP_V_USER:
-        if (tn_js_int(js, &n)) p->user = (uint64_t)n;
-        break;
+    case TN_MAP_V_ID:   if (n > 0) p->id = (uint64_t)n; break;
+    case TN_MAP_V_USER: if (n > 0) p->user = (uint64_t)n; break;
     case TN_MAP_V_REGION:
-        if (!tn_js_int(js, &n) || n <= 0 || n > 0xffff) break;
+        if (n <= 0 || n > 0xffff) return false;
         p->region = (uint16_t)n;
-        w->has |= TN_MAP_GOT_REGION;
         break;
     case TN_MAP_V_LEGACY:
-        if (!js->text_cut && tn_begins(js->text, js->text_len, "127.3.3.40:") &&
-            tn_dec_parse(js->text + 11, js->text_len - 11u, 0xffff, &v))
+        if (tn_begins(text, len, "127.3.3.40:") && tn_dec_parse(text + 11, len - 11u, 0xffff, &v))
             w->legacy_region = (uint16_t)v;
         break;
     case TN_MAP_V_EXPIRY:
-        if (js->text_cut || !tn_date_parse(&v, js->text, js->text_len)) break;
-        p->expiry_ms = v;
-        w->has |= TN_MAP_GOT_EXPIRY;
+        if (!tn_date_parse(&p->expiry_ms, text, len)) return false;
+        m->named |= (uint32_t)TAILNET_PEER_EXPIRED;         /* later: it may be used again */
         break;
-    case TN_MAP_V_NAME:  tn_map_node_name(w, js); break;
     case TN_MAP_V_KEY:
-    case TN_MAP_V_DISCO: tn_map_node_key(w, value, js); break;
-    case TN_MAP_V_MASQ4: tn_map_node_masq(p, 4, js); break;
-    case TN_MAP_V_MASQ6: tn_map_node_masq(p, 6, js); break;
-    case TN_MAP_V_PLACE: tn_map_node_place(w, js); break;
-    case TN_MAP_V_TAG:   p->flags |= (uint32_t)TAILNET_PEER_TAGGED; break;
-    default: break;
-    }
-}
-
-static void tn_map_node_bool(tn_map_node_work *w, unsigned value, bool on)
-{
-    uint32_t *flags = &w->peer.flags;
-    switch (value) {
-    case TN_MAP_V_ONLINE:
-        w->has |= TN_MAP_GOT_ONLINE;
-        tn_map_set_flag(flags, (uint32_t)TAILNET_PEER_ONLINE, on);
+        return tn_key_parse(p->key, TN_KEY_NODE, text, len) && !tn_is_zero(p->key, 32);
+    case TN_MAP_V_DISCO:
+        ok = tn_key_parse(p->disco, TN_KEY_DISCO, text, len);
+        if (ok) m->named |= TN_MAP_DISCO_KEY;
+        tn_map_set_flag(&p->flags, TN_MAP_DISCO_KEY, !tn_is_zero(p->disco, 32));
+        return ok;
+    case TN_MAP_V_NAME:    tn_map_node_name(w, text, len); break;
+    case TN_MAP_V_MASQ4:   tn_map_node_masq(p, 4, text, js->text_len); break;
+    case TN_MAP_V_MASQ6:   tn_map_node_masq(p, 6, text, js->text_len); break;
+    case TN_MAP_V_ADDRESS: tn_map_node_prefix(m, TN_MAP_LISTED, text, len); break;
+    case TN_MAP_V_ALLOWED: tn_map_node_prefix(m, TN_MAP_ALLOWED, text, len); break;
+    case TN_MAP_V_PLACE:   tn_map_node_place(w, text, len); break;
+    case TN_MAP_V_TAG:     p->flags |= (uint32_t)TAILNET_PEER_TAGGED; break;
+    case TN_MAP_V_CAP_KEY:
+        text = js->key;
+        len  = js->key_cut ? 0 : js->key_len;
+        /* fall through */
+    default:                                /* TN_MAP_V_CAP */
+        if (len != 0) p->caps |= tn_flt_cap(flt, text, len);
+        if (tn_is(text, len, "only-tcp-443")) w->only_443 = true;
+        if (tn_is(text, len, "magicdns-aaaa")) w->ipv6_names = true;
         break;
-    case TN_MAP_V_EXPIRED:  tn_map_set_flag(flags, (uint32_t)TAILNET_PEER_EXPIRED, on); break;
-    case TN_MAP_V_JAILED:   tn_map_set_flag(flags, (uint32_t)TAILNET_PEER_JAILED, on); break;
-    case TN_MAP_V_UNSIGNED: tn_map_set_flag(flags, TN_MAP_UNSIGNED, on); break;
-    case TN_MAP_V_WG_ONLY:  tn_map_set_flag(flags, TN_MAP_WG_ONLY, on); break;
-    case TN_MAP_V_AUTHORIZED: w->authorized = on; break;
-    default: break;
     }
+    return true;
 }
 
-/* Is the single address one that Addresses lists too? */
-static bool tn_map_work_listed(const tn_map *m, const tn_map_prefix *r)
+/* The node is complete; one without id or key is none. Sorts its prefixes into own
+ * addresses and subnets (wireguard.md 8.1). */
+static bool tn_map_node_end(tn_map *m)
 {
-    const tn_map_node_work *w = &m->work.node;
-    uint16_t                i;
-    for (i = 0; i < w->prefix_count; i++) {
-        const tn_map_prefix *a = &m->routes[m->max.routes + i];
-        if (a->kind == (r->kind | TN_MAP_LISTED) && memcmp(a->ip, r->ip, 16) == 0) return true;
-    }
-    return false;
-}
-
-/* AllowedIPs was absent, null, or does not count: the node's own addresses. */
-static void tn_map_work_own_only(tn_map *m)
-{
-    tn_map_node_work *w = &m->work.node;
-    uint16_t          i, n = 0;
-    tn_map_set_flag(&w->peer.flags, TN_MAP_EXIT4 | TN_MAP_EXIT6, false);
-    if ((w->peer.flags & TN_MAP_HAS4) != 0) w->peer.flags |= TN_MAP_ROUTED4;
-    if ((w->peer.flags & TN_MAP_HAS6) != 0) w->peer.flags |= TN_MAP_ROUTED6;
-    for (i = 0; i < w->prefix_count; i++) {
-        tn_map_prefix *r = &m->routes[m->max.routes + i];
-        if ((r->kind & TN_MAP_LISTED) == 0) continue;
-        r->kind = (uint8_t)((r->kind & 15u) | TN_MAP_OWN);
-        m->routes[m->max.routes + n++] = *r;
-        w->peer.flags |= TN_MAP_ROUTED;
-    }
-    w->prefix_count = n;
-}
-
-/* A single address of the tailnet in AllowedIPs: the node's own one, or a further. */
-static void tn_map_work_single(tn_map *m, unsigned family, const uint8_t *ip)
-{
-    tn_map_peer   *p     = &m->work.node.peer;
-    uint32_t       has   = family == 4 ? TN_MAP_HAS4 : TN_MAP_HAS6;
-    const uint8_t *own   = family == 4 ? p->ip4 : p->ip6;
-    tailnet_prefix pre;
-    if ((p->flags & has) != 0 && memcmp(own, ip, tn_ip_len(family)) == 0) {
-        p->flags |= family == 4 ? TN_MAP_ROUTED4 : TN_MAP_ROUTED6;
-        return;
-    }
-    memset(&pre, 0, sizeof pre);
-    pre.family = (uint8_t)family;
-    pre.bits   = (uint8_t)(8u * tn_ip_len(family));
-    memcpy(pre.ip, ip, tn_ip_len(family));
-    tn_map_work_prefix(m, &pre, TN_MAP_OWN);
-}
-
-/* Sorts the prefixes into own ones and subnets (wireguard.md 8.1). */
-static void tn_map_work_prefixes(tn_map *m)
-{
-    tn_map_node_work *w = &m->work.node;
-    uint16_t          i, n = 0, count;
-    if ((w->has & TN_MAP_GOT_ALLOWED) == 0 || (w->peer.flags & TN_MAP_UNSIGNED) != 0) {
-        tn_map_work_own_only(m);
-        return;
-    }
-    for (i = 0; i < w->prefix_count; i++) {
-        tn_map_prefix *r = &m->routes[m->max.routes + i];
-        unsigned       family = r->kind & 15u;
-        if ((r->kind & TN_MAP_LISTED) != 0 || r->bits != 8u * tn_ip_len(family)) continue;
-        if (tn_map_is_tailnet(r->ip, family) || tn_map_work_listed(m, r))
-            r->kind = (uint8_t)(family | TN_MAP_OWN);
-        if ((family == 4 && (w->peer.flags & TN_MAP_HAS4) != 0 &&
-             memcmp(r->ip, w->peer.ip4, 4) == 0) ||
-            (family == 6 && (w->peer.flags & TN_MAP_HAS6) != 0 &&
-             memcmp(r->ip, w->peer.ip6, 16) == 0)) {
-            w->peer.flags |= family == 4 ? TN_MAP_ROUTED4 : TN_MAP_ROUTED6;
-            r->bits = 0;                    /* said already */
+    tn_map_node_work *w  = &m->work.node;
+    tn_map_peer      *p  = &w->peer;
+    tn_map_prefix    *at = m->routes + m->limits.routes, *to = at, *end = at + w->prefix_count;
+    bool own_only = !tn_map_got(m, TN_MAP_GOT_ALLOWED) || (p->flags & TN_MAP_UNSIGNED) != 0;
+    if (p->id == 0 || !tn_map_got(m, TN_MAP_GOT_KEY)) return false;
+    if (p->region == 0) p->region = w->legacy_region;
+    if (own_only) p->flags &= ~(uint32_t)(TN_MAP_EXIT4 | TN_MAP_EXIT6);
+    for (; at < end; at++) {
+        unsigned family = at->kind & 15u, len = tn_ip_len(family);
+        bool     listed = (at->kind & TN_MAP_LISTED) != 0;
+        bool     allowed = own_only ? listed : (at->kind & TN_MAP_ALLOWED) != 0;
+        if (listed && (p->flags & tn_map_bit(TN_MAP_HAS4, family)) == 0) {
+            p->flags |= tn_map_bit(TN_MAP_HAS4, family);
+            memcpy(family == 4 ? p->ip4 : p->ip6, at->ip, len);
+            if (allowed) p->flags |= tn_map_bit(TN_MAP_ROUTED4, family);
+        } else if (allowed) {
+            bool own = listed || (at->bits == 8u * len && tn_map_is_tailnet(at->ip, family));
+            p->flags |= own ? TN_MAP_ROUTED : (uint32_t)TAILNET_PEER_HAS_ROUTES;
+            *to      = *at;
+            to->kind = (uint8_t)(own ? family | TN_MAP_OWN : family);
+            to++;
         }
     }
-    count = w->prefix_count;
-    for (i = 0; i < count; i++) {
-        const tn_map_prefix *r = &m->routes[m->max.routes + i];
-        if ((r->kind & TN_MAP_LISTED) == 0 && r->bits != 0) m->routes[m->max.routes + n++] = *r;
-    }
-    w->prefix_count = n;
-    if ((w->has & TN_MAP_GOT_ALLOWED4) != 0) tn_map_work_single(m, 4, w->allowed4);
-    if ((w->has & TN_MAP_GOT_ALLOWED6) != 0) tn_map_work_single(m, 6, w->allowed6);
-    for (i = 0; i < w->prefix_count; i++) {
-        bool own = (m->routes[m->max.routes + i].kind & TN_MAP_OWN) != 0;
-        w->peer.flags |= own ? TN_MAP_ROUTED : (uint32_t)TAILNET_PEER_HAS_ROUTES;
-    }
-    if ((w->peer.flags & TN_MAP_EXIT4) != 0 && (w->peer.flags & TN_MAP_EXIT6) != 0)
-        w->peer.flags |= (uint32_t)TAILNET_PEER_OFFERS_EXIT;
+    w->prefix_count = (uint16_t)(to - (m->routes + m->limits.routes));
+    if ((~p->flags & (TN_MAP_EXIT4 | TN_MAP_EXIT6)) == 0)
+        p->flags |= (uint32_t)TAILNET_PEER_OFFERS_EXIT;
+    return true;
 }
 
-/* The object of a peer is complete. A node without id or key is none. */
-static void tn_map_node_end(tn_map *m)
+/* A peer is complete: all that it did not say is absent. It is not ourselves. */
+static void tn_map_peer_end(tn_map *m)
 {
-    tn_map_node_work *w = &m->work.node;
-    if (w->peer.id == 0 || (w->has & TN_MAP_GOT_KEY) == 0) return;
-    if (m->has_self && (w->peer.id == m->self.id || memcmp(w->peer.key, m->self.key, 32) == 0))
-        return;
-    if (w->peer.region == 0) w->peer.region = w->legacy_region;
-    w->has |= TN_MAP_GOT_PLACES;            /* a whole node: absent is an empty list  */
-    w->peer.flags |= TN_MAP_USED;
-    tn_map_work_prefixes(m);
+    const tn_map_peer *p = &m->work.node.peer;
+    if (!tn_map_node_end(m)) return;
+    if (m->has_self && (p->id == m->self.id || memcmp(p->key, m->self.key, 32) == 0)) return;
+    m->has = (uint16_t)~(1u << TN_MAP_GOT_KEPT);
+    m->work.flags |= TN_MAP_USED;
     m->todo = TN_MAP_DO_PLACE;
 }
 
@@ -13223,63 +13014,108 @@ static void tn_map_node_end(tn_map *m)
 static void tn_map_self_end(tn_map *m)
 {
     const tn_map_node_work *w = &m->work.node;
-    tn_map_self             s;
-    if (w->peer.id == 0 || (w->has & TN_MAP_GOT_KEY) == 0) return;
-    memset(&s, 0, sizeof s);
-    s.id        = w->peer.id;
-    s.user      = w->peer.user;
-    s.expiry_ms = w->peer.expiry_ms;
-    memcpy(s.key, w->peer.key, 32);
-    tn_map_addr(&w->peer, 4, &s.ip4);
-    tn_map_addr(&w->peer, 6, &s.ip6);
-    s.region         = w->peer.region != 0 ? w->peer.region : w->legacy_region;
-    s.authorized     = w->authorized;
-    s.expired        = (w->peer.flags & TAILNET_PEER_EXPIRED) != 0;
-    s.only_443       = w->only_443;
-    s.randomize_port = w->randomize_port;
-    s.ipv6_names     = w->ipv6_names;
-    memcpy(s.name, w->name, sizeof s.name);
-    m->node_seen = true;
-    tn_map_note_expiry(m, s.expiry_ms);
-    if (m->has_self && memcmp(&s, &m->self, sizeof s) == 0) return;
-    memcpy(&m->self, &s, sizeof s);
-    m->has_self = true;
-    m->events |= TAILNET_EVENT_SELF | TAILNET_EVENT_DNS;
+    tn_map_self             was, *s = &m->self;
+    if (!tn_map_node_end(m)) return;
+    memcpy(&was, s, sizeof was);
+    s->id        = w->peer.id;
+    s->expiry_ms = w->peer.expiry_ms;
+    memcpy(s->key, w->peer.key, 32);
+    (void)tn_map_addr(&w->peer, 4, &s->ip4);
+    (void)tn_map_addr(&w->peer, 6, &s->ip6);
+    s->authorized = (w->peer.flags & TN_MAP_AUTHORIZED) != 0;
+    s->expired    = (w->peer.flags & TAILNET_PEER_EXPIRED) != 0;
+    s->only_443   = w->only_443;
+    s->ipv6_names = w->ipv6_names;
+    memcpy(s->name, w->name, sizeof s->name);
+    m->node_seen = m->has_self = true;
+    tn_map_note_expiry(m, s->expiry_ms);
+    if (memcmp(s, &was, sizeof was) != 0) m->events |= TAILNET_EVENT_SELF | TAILNET_EVENT_DNS;
 }
 
 /* ---- reading: everything else ---- */
 
-/* A decimal fraction in thousandths; exponents and signs are not for us. */
-static bool tn_map_thousandths(const tn_js *js, uint32_t *out)
+/* Adds a text to the object: plain characters only, nothing that could break a
+ * request line or a name check, and all of it or none. */
+static void tn_map_item_text(tn_map_item *w, char *dst, size_t cap, const char *text, size_t len,
+                             bool cut)
 {
-    uint32_t v = 0, scale = 0;
+    size_t i;
+    bool   ok = !cut && tn_text_copy(dst, cap, text, len);
+    for (i = 0; i < len; i++) ok = ok && text[i] > 0x20 && text[i] < 0x7f;
+    if (!ok) {
+        w->flags |= 1u << TN_MAP_ITEM_BAD;
+        dst[0] = '\0';
+    }
+    w->text_len = (uint16_t)strlen(w->text);
+}
+
+/* Standard base64 as it comes; anything that is no digit ends it. */
+static void tn_map_item_payload(tn_map_item *w, const char *text, size_t len)
+{
+    for (; len != 0; len--, text++) {
+        unsigned char c = (unsigned char)*text;
+        unsigned      l = (c | 32u) - 'a', d = l < 26 ? (c < 'a' ? l : l + 26) :
+                          c - 48u < 10u ? c + 4u : c == '+' ? 62u : c == '/' ? 63u : 64u;
+        if (c == '=') continue;
+        if (d > 63 || w->payload_len >= sizeof w->payload) w->whole = false;
+        w->sum  = w->sum << 6 | (d & 63u);
+        w->bits = (uint8_t)(w->bits + 6u);
+        if (w->bits < 8 || !w->whole) continue;
+        w->bits = (uint8_t)(w->bits - 8u);
+        w->payload[w->payload_len++] = (uint8_t)(w->sum >> w->bits & 0xffu);
+    }
+}
+
+/* A member of any other object. */
+static void tn_map_item_value(tn_map_item *w, unsigned value, const tn_js *js, bool cut, int64_t n)
+{
+    const char  *text = js->text;
+    size_t       len  = js->text_len;
+    int32_t      v    = n < 0 || n > 0xffff ? -1 : (int32_t)n;
+    tailnet_addr *ip  = &w->ip[value == TN_MAP_V_IP6 ? 1 : 0];
+    switch (value) {
+    case TN_MAP_V_TEXT:  tn_map_item_text(w, w->text, sizeof w->text, text, len, cut); break;
+    case TN_MAP_V_MORE:  tn_map_item_text(w, w->more, sizeof w->more, text, len, cut); break;
+    case TN_MAP_V_FIRST: w->first = v; break;
+    case TN_MAP_V_LAST:  w->last = v; break;
+    case TN_MAP_V_IP4:
+    case TN_MAP_V_IP6:
+        (void)tn_ip_parse(ip, text, cut ? 0 : len);
+        ip->port = len != 0;
+        break;
+    default:                                /* TN_MAP_V_PAYLOAD */
+        tn_map_item_payload(w, text, len);
+        break;
+    }
+}
+
+/* A decimal fraction in thousandths, at most some 4,000,000,000; 0 for what is none.
+ * Exponents and signs are not for us. */
+static uint32_t tn_map_thousandths(const tn_js *js)
+{
+    uint32_t v = 0, scale = 1000;
+    bool     point = false;
     uint16_t i;
     for (i = 0; i < js->text_len; i++) {
         unsigned d = (unsigned)(unsigned char)js->text[i] - '0';
-        if (js->text[i] == '.' && scale == 0) {
-            scale = 1000;
+        if (js->text[i] == '.') {
+            point = true;
             continue;
         }
-        if (d > 9 || v > 400000000ul) return false;
+        if (d > 9) return 0;
         if (scale == 1) continue;
-        v = v * 10 + d;
-        if (scale != 0) scale /= 10;
+        v = (v < 400000ul ? v : (uint32_t)400000ul) * 10u + d;
+        if (point) scale /= 10;
     }
-    for (scale = scale == 0 ? 1000 : scale; scale > 1; scale /= 10) {
-        if (v > 400000000ul) return false;
-        v *= 10;
-    }
-    *out = v;
-    return !js->text_cut;
+    return v * scale;
 }
 
 static void tn_map_score_value(tn_map *m, const tn_js *js)
 {
+    uint32_t v = tn_map_thousandths(js);
     int64_t  id;
-    uint32_t v;
     unsigned i;
-    if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff || !tn_map_thousandths(js, &v) ||
-        v == 0 || v > 0xffff) return;
+    if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff || v == 0 || v > 0xffff) return;
     for (i = 0; i < TN_MAP_SCORES; i++) {
         if (m->scores[i].id != 0 && m->scores[i].id != (uint16_t)id) continue;
         m->scores[i].id          = (uint16_t)id;
@@ -13289,147 +13125,41 @@ static void tn_map_score_value(tn_map *m, const tn_js *js)
     m->dropped++;
 }
 
-static uint16_t tn_map_port(const tn_js *js, uint16_t otherwise)
-{
-    int64_t n;
-    if (!tn_js_int(js, &n) || n == 0 || n > 0xffff) return otherwise;
-    return n < 0 ? (uint16_t)0 : (uint16_t)n;
-}
-
-static void tn_map_region_value(tn_map_region_work *w, unsigned value, const tn_js *js, bool on)
-{
-    switch (value) {
-    case TN_MAP_V_HOST:      tn_map_region_host_is(w, js); break;
-    case TN_MAP_V_CERT:      tn_map_region_cert(w, js); break;
-    case TN_MAP_V_IP4:       tn_map_region_ip(&w->node, 4, js); break;
-    case TN_MAP_V_IP6:       tn_map_region_ip(&w->node, 6, js); break;
-    case TN_MAP_V_PORT:      w->node.port = tn_map_port(js, 443); break;
-    case TN_MAP_V_STUN_PORT: w->node.stun_port = tn_map_port(js, 3478); break;
-    case TN_MAP_V_STUN_ONLY: if (on) w->usable = false; break;
-    case TN_MAP_V_PORT80:    if (on) w->node.flags |= TN_MAP_REGION_PORT80; break;
-    case TN_MAP_V_NOT_HOME:  if (on) w->flags |= TN_MAP_REGION_NOT_HOME; break;
-    default: break;
-    }
-}
-
-static void tn_map_dns_value(tn_map *m, unsigned value, const tn_js *js)
-{
-    tn_map_dns_work *w = &m->work.dns;
-    tailnet_addr     a;
-    size_t           len = tn_map_name_len(js->text, js->text_len);
-    memset(&a, 0, sizeof a);
-    switch (value) {
-    case TN_MAP_V_DOMAIN:
-        if (!js->text_cut && len != 0) tn_map_dns_add(m, TN_MAP_DNS_SEARCH, &a, js->text, len);
-        break;
-    case TN_MAP_V_RESOLVER:
-        if (js->text_cut || js->text_len == 0) break;
-        if (tn_map_resolver(&a, js)) tn_map_dns_add(m, TN_MAP_DNS_RESOLVER, &a, "", 0);
-        else {
-            memset(&a, 0, sizeof a);
-            tn_map_dns_add(m, TN_MAP_DNS_RESOLVER, &a, js->text, js->text_len);
-        }
-        break;
-    case TN_MAP_V_ROUTE_RESOLVER:
-        if (w->len == 0) break;
-        if (tn_map_resolver(&a, js)) tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &a, w->domain, w->len);
-        else m->dropped++;
-        break;
-    case TN_MAP_V_RECORD_NAME:
-        if (js->text_cut || len > sizeof w->domain) break;
-        w->len = len;
-        memcpy(w->domain, js->text, len);
-        break;
-    case TN_MAP_V_RECORD_TYPE:
-        w->ok = js->text_len == 0 || tn_js_is_text(js, "A") || tn_js_is_text(js, "AAAA");
-        break;
-    case TN_MAP_V_RECORD_VALUE:
-        if (js->text_cut || !tn_ip_parse(&w->value, js->text, js->text_len)) w->value.family = 0;
-        break;
-    default: break;
-    }
-}
-
-static void tn_map_rule_value(tn_map *m, tn_flt *flt, unsigned value, const tn_js *js)
-{
-    tn_map_dst_work *w = &m->work.dst;
-    int64_t          n = -1;
-    switch (value) {
-    case TN_MAP_V_SOURCE:
-        if (js->text_cut) tn_flt_rule_skip(flt);
-        else              tn_flt_src(flt, js->text, js->text_len);
-        break;
-    case TN_MAP_V_BAD: tn_flt_rule_bad(flt); break;
-    case TN_MAP_V_TARGET:
-        w->cut = w->cut || js->text_cut || js->text_len > sizeof w->ip;
-        if (w->cut) break;
-        w->len = js->text_len;
-        memcpy(w->ip, js->text, js->text_len);
-        break;
-    case TN_MAP_V_FIRST:
-    case TN_MAP_V_LAST:
-        if (!tn_js_int(js, &n) || n < 0 || n > 0xffff) w->cut = true;
-        if (value == TN_MAP_V_FIRST) w->first = n;
-        else                         w->last = n;
-        break;
-    case TN_MAP_V_PROTOCOL:
-        (void)tn_js_int(js, &n);
-        tn_flt_proto(flt, n);
-        break;
-    default: break;
-    }
-}
-
-/* Standard base64 as it comes; anything that is no digit ends it. */
-static void tn_map_ping_payload(tn_map_ping *p, const tn_js *js)
-{
-    uint16_t i;
-    for (i = 0; i < js->text_len; i++) {
-        char     c = js->text[i];
-        unsigned d = c >= 'A' && c <= 'Z' ? (unsigned)(c - 'A') :
-                     c >= 'a' && c <= 'z' ? (unsigned)(c - 'a') + 26u :
-                     c >= '0' && c <= '9' ? (unsigned)(c - '0') + 52u :
-                     c == '+' ? 62u : c == '/' ? 63u : 64u;
-        if (c == '=') continue;
-        if (d > 63) p->whole = false;
-        p->sum  = p->sum << 6 | (d & 63u);
-        p->bits = (uint8_t)(p->bits + 6u);
-        if (p->bits < 8) continue;
-        p->bits = (uint8_t)(p->bits - 8u);
-        if (p->payload_len >= sizeof p->payload) {
-            p->whole = false;
-            return;
-        }
-        p->payload[p->payload_len++] = (uint8_t)(p->sum >> p->bits & 0xffu);
-    }
-}
-
-static void tn_map_ping_value(tn_map_ping *p, unsigned value, const tn_js *js, tn_js_event ev)
-{
-    if (value == TN_MAP_V_NOISE) p->noise = ev == TN_JS_TRUE;
-    if (value == TN_MAP_V_PAYLOAD) tn_map_ping_payload(p, js);
-    if (value != TN_MAP_V_URL && value != TN_MAP_V_TYPES && value != TN_MAP_V_PING_IP) return;
-    if (ev == TN_JS_PART) p->bad = true;    /* longer than any of them may be         */
-    if (p->bad) return;
-    if (value == TN_MAP_V_URL) {
-        p->bad     = !tn_text_copy(p->url, sizeof p->url, js->text, js->text_len) ||
-                     !tn_map_is_plain(js->text, js->text_len);
-        p->url_len = js->text_len;
-    } else if (value == TN_MAP_V_TYPES) {
-        p->bad = !tn_text_copy(p->types, sizeof p->types, js->text, js->text_len);
-    } else {
-        (void)tn_ip_parse(&p->ip, js->text, js->text_len);
-    }
-}
-
 /* The same URL twice is one request (the server repeats it until it is answered). */
 static tn_map_result tn_map_ping_end(tn_map *m)
 {
-    const tn_map_ping *p = &m->work.ping;
-    uint32_t           h = tn_map_hash(TN_MAP_HASH_BEGIN, p->url, p->url_len);
-    if (p->bad || p->url_len == 0 || h == m->ping_hash) return TN_MAP_OK;
+    tn_map_item *w = &m->work.item;
+    uint32_t     h = tn_map_hash(TN_MAP_HASH_BEGIN, w->text, w->text_len);
+    if ((w->flags & 1u << TN_MAP_ITEM_BAD) != 0 || w->text_len == 0 || h == m->ping_hash)
+        return TN_MAP_OK;
+    w->noise     = (w->flags & 1u << TN_MAP_ITEM_NOISE) != 0;
     m->ping_hash = h;
     return TN_MAP_PING;
+}
+
+static void tn_map_record_end(tn_map *m)
+{
+    tn_map_item *w        = &m->work.item;
+    size_t       type_len = strlen(w->more);
+    w->ip[0].port         = 0;
+    if (w->text_len == 0 || w->ip[0].family == 0) return;
+    if (type_len != 0 && !tn_is(w->more, type_len, "A") && !tn_is(w->more, type_len, "AAAA")) return;
+    tn_map_dns_add(m, TN_MAP_DNS_RECORD, &w->ip[0], w->text, w->text_len);
+}
+
+/* The domain of a split route is its key. */
+static void tn_map_dns_route_begin(tn_map *m, const tn_js *js)
+{
+    tn_map_item *w = &m->work.item;
+    memset(w, 0, sizeof *w);
+    tn_map_item_text(w, w->text, sizeof w->text, js->key, js->key_len, js->key_cut);
+    if (js->key_cut) m->dropped++;
+}
+
+/* The entry a delta is about; deltas beside a full list do not count. */
+static bool tn_map_delta(const tn_map *m, int64_t id, uint16_t *index)
+{
+    return !m->listed && id > 0 && tn_map_by_id(m, (uint64_t)id, index);
 }
 
 static void tn_map_online(tn_map *m, const tn_js *js, bool on)
@@ -13437,115 +13167,105 @@ static void tn_map_online(tn_map *m, const tn_js *js, bool on)
     int64_t  id;
     uint16_t i;
     uint32_t was;
-    if (m->listed || !tn_js_key_int(js, &id) || id <= 0 || !tn_map_by_id(m, (uint64_t)id, &i))
-        return;
+    if (!tn_js_key_int(js, &id) || !tn_map_delta(m, id, &i)) return;
     was = m->peers[i].flags;
     tn_map_set_flag(&m->peers[i].flags, (uint32_t)TAILNET_PEER_ONLINE, on);
     if (was != m->peers[i].flags) m->events |= TAILNET_EVENT_PEERS;
 }
 
-static void tn_map_removed(tn_map *m, const tn_js *js)
+/* Values that are no part of one object. */
+static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value, const tn_js *js,
+                                        size_t len, int64_t n, bool on)
 {
-    int64_t  id;
-    uint16_t i;
-    if (m->listed || !tn_js_int(js, &id) || id <= 0 || !tn_map_by_id(m, (uint64_t)id, &i)) return;
-    if (m->peers[i].stamp != m->serial) tn_map_leave(m, i);
-}
-
-/* Values at the top of the message and of its small objects. */
-static tn_map_result tn_map_top_value(tn_map *m, unsigned value, const tn_js *js, tn_js_event ev)
-{
-    uint64_t t;
-    uint32_t v;
+    tn_map_item *w = &m->work.item;
+    uint32_t     ms;
+    uint16_t     i;
     switch (value) {
-    case TN_MAP_V_KEEP_ALIVE: m->keep_alive = ev == TN_JS_TRUE; break;
-    case TN_MAP_V_BROWSE:
-        if (js->text_len != 0 && !js->text_cut) return TN_MAP_BROWSE;
-        break;
-    case TN_MAP_V_TIME:
-        if (!js->text_cut && tn_date_parse(&t, js->text, js->text_len)) m->control_time_ms = t;
-        break;
+    case TN_MAP_V_KEEP_ALIVE: m->keep_alive = on; break;
+    case TN_MAP_V_BROWSE:     return len != 0 ? TN_MAP_BROWSE : TN_MAP_OK;
+    case TN_MAP_V_TIME:       (void)tn_date_parse(&m->control_time_ms, js->text, len); break;
     case TN_MAP_V_SLEEP:
-        if (tn_map_thousandths(js, &v)) m->sleep_ms = v < 300000ul ? v : (uint32_t)300000ul;
+        ms          = tn_map_thousandths(js);
+        m->sleep_ms = ms < 300000ul ? ms : (uint32_t)300000ul;
         break;
-    case TN_MAP_V_UNLOCKED: if (ev == TN_JS_TRUE) m->lock_on = false; break;
-    case TN_MAP_V_REMOVED:   tn_map_removed(m, js); break;
-    case TN_MAP_V_ONLINE_OF: tn_map_online(m, js, ev == TN_JS_TRUE); break;
-    default: break;
+    case TN_MAP_V_UNLOCKED: if (on) m->lock_on = false; break;
+    case TN_MAP_V_REMOVED:
+        if (tn_map_delta(m, n, &i) && (m->peers[i].flags & TN_MAP_SEEN) == 0) tn_map_leave(m, i);
+        break;
+    case TN_MAP_V_ONLINE_OF: tn_map_online(m, js, on); break;
+    case TN_MAP_V_SCORE:     tn_map_score_value(m, js); break;
+    case TN_MAP_V_NOT_HOME:  if (on) m->region_flags = TN_MAP_REGION_NOT_HOME; break;
+    case TN_MAP_V_PROXIED:   m->dns_proxied = on; break;
+    case TN_MAP_V_DOMAIN:
+        if (len != 0) tn_map_dns_add(m, TN_MAP_DNS_SEARCH, &w->ip[0], js->text, len);
+        break;
+    case TN_MAP_V_RESOLVER:
+    case TN_MAP_V_ROUTE_RESOLVER:
+        tn_map_dns_resolver(m, value == TN_MAP_V_ROUTE_RESOLVER, js->text, len);
+        break;
+    case TN_MAP_V_ROUTE_NULL:
+        tn_map_dns_route_begin(m, js);
+        tn_map_dns_route_end(m);
+        break;
+    case TN_MAP_V_SET_NULL: if (!js->key_cut) tn_flt_set_drop(flt, js->key, js->key_len); break;
+    case TN_MAP_V_SOURCE:
+        if (js->text_cut) tn_flt_rule_skip(flt);
+        else              tn_flt_src(flt, js->text, len);
+        break;
+    case TN_MAP_V_PROTOCOL: tn_flt_proto(flt, n); break;
+    default:                tn_flt_rule_bad(flt); break;    /* TN_MAP_V_BAD */
     }
     return TN_MAP_OK;
 }
 
-static tn_map_result tn_map_value(tn_map *m, tn_flt *flt, unsigned value, const tn_js *js,
+static tn_map_result tn_map_value(tn_map *m, tn_flt *flt, const tn_map_row *row, const tn_js *js,
                                   tn_js_event ev)
 {
-    tn_map_node_work *w = &m->work.node;
-    if (value <= TN_MAP_V_ONLINE_OF) return tn_map_top_value(m, value, js, ev);
-    if (value == TN_MAP_V_ADDRESS) tn_map_node_address(m, js);
-    else if (value == TN_MAP_V_ALLOWED) tn_map_node_allowed(m, js);
-    else if (value == TN_MAP_V_CAP) {
-        if (!js->text_cut) tn_map_node_cap(w, flt, js->text, js->text_len);
-    } else if (value == TN_MAP_V_CAP_KEY) {
-        if (!js->key_cut) tn_map_node_cap(w, flt, js->key, js->key_len);
-    } else if (value <= TN_MAP_V_CAP_KEY) {
-        if (ev == TN_JS_TRUE || ev == TN_JS_FALSE) tn_map_node_bool(w, value, ev == TN_JS_TRUE);
-        else                                       tn_map_node_value(w, value, js);
-    } else if (value == TN_MAP_V_SCORE) {
-        tn_map_score_value(m, js);
-    } else if (value <= TN_MAP_V_PORT80) {
-        tn_map_region_value(&m->work.region, value, js, ev == TN_JS_TRUE);
-    } else if (value == TN_MAP_V_PROXIED) {
-        m->dns_proxied = ev == TN_JS_TRUE;
-    } else if (value == TN_MAP_V_ROUTE_NULL) {
-        tn_map_dns_route_begin(m, js);
-        tn_map_dns_route_end(m);
-    } else if (value <= TN_MAP_V_RECORD_VALUE) {
-        tn_map_dns_value(m, value, js);
-    } else if (value == TN_MAP_V_SET_NULL) {
-        if (!js->key_cut) tn_flt_set_drop(flt, js->key, js->key_len);
-    } else if (value <= TN_MAP_V_PROTOCOL) {
-        tn_map_rule_value(m, flt, value, js);
+    bool     on  = ev == TN_JS_TRUE, cut = js->text_cut || ev == TN_JS_PART;
+    size_t   len = cut ? 0 : js->text_len;
+    uint32_t bit = (uint32_t)1 << row->arg;
+    int64_t  n   = -1;
+    if (ev == TN_JS_NUMBER && !tn_js_int(js, &n)) n = -1;
+    if (row->to > TN_MAP_V_CAP_KEY)
+        return tn_map_other_value(m, flt, row->to, js, len, n, on);
+    if (row->to == TN_MAP_V_FLAG) {
+        m->named |= bit;
+        tn_map_set_flag(&m->work.flags, bit, on);
+    } else if (row->to <= TN_MAP_V_PAYLOAD) {
+        tn_map_item_value(&m->work.item, row->to, js, cut, n);
+    } else if (tn_map_node_value(m, flt, row->to, js, len, n)) {
+        m->has = (uint16_t)(m->has | bit);
     } else {
-        tn_map_ping_value(&m->work.ping, value, js, ev);
+        m->has = (uint16_t)(m->has & ~bit);
     }
     return TN_MAP_OK;
 }
 
 /* A container begins. False: it is not for us. */
-static bool tn_map_enter(tn_map *m, tn_flt *flt, unsigned place, tn_js *js)
+static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *js)
 {
-    tn_map_work *w  = &m->work;
-    int64_t      id = 0;
-    uint16_t     i;
-    switch (place) {
+    int64_t  id = 0;
+    uint16_t i;
+    if ((row->form & TN_MAP_F_NEW) != 0) {
+        memset(&m->work, 0, sizeof m->work);
+        m->named = m->has = 0;
+    }
+    m->has = (uint16_t)(m->has | 1u << row->arg);
+    switch (row->to) {
     case TN_MAP_AT_NODE:
-        if (m->path[js->depth] == TN_MAP_AT_PEERS) m->listed = true;
-        else if (m->listed) return false;
-        memset(&w->node, 0, sizeof w->node);
-        break;
-    case TN_MAP_AT_PATCH:
-        if (m->listed) return false;
-        memset(&w->node, 0, sizeof w->node);
-        break;
-    case TN_MAP_AT_SELF:    memset(&w->node, 0, sizeof w->node); break;
-    case TN_MAP_AT_ALLOWED: w->node.has |= TN_MAP_GOT_ALLOWED; break;
-    case TN_MAP_AT_PLACES:  w->node.has |= TN_MAP_GOT_PLACES; break;
-    case TN_MAP_AT_CAP_MAP: w->node.has |= TN_MAP_GOT_CAPS; break;
-    case TN_MAP_AT_SCORES:  memset(m->scores, 0, sizeof m->scores); break;
+        if (row->at == TN_MAP_AT_PEERS) m->listed = true;
+        return row->at == TN_MAP_AT_PEERS || !m->listed;
+    case TN_MAP_AT_PATCH:  return !m->listed;
+    case TN_MAP_AT_SCORES: memset(m->scores, 0, sizeof m->scores); break;
     case TN_MAP_AT_REGIONS:
         m->region_passed = false;
-        for (i = 0; i < m->max.regions; i++)
-            if (m->regions[i].id != 0) m->regions[i].flags |= TN_MAP_REGION_STALE;
+        for (i = 0; i < m->limits.regions; i++) m->regions[i].nth |= TN_MAP_REGION_OLD;
         break;
     case TN_MAP_AT_REGION:
-        memset(&w->region, 0, sizeof w->region);
         if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff) return false;
-        w->region.id = (uint16_t)id;
-        break;
-    case TN_MAP_AT_RELAY:
-        memset(&w->region.node, 0, sizeof w->region.node);
-        w->region.node.stun_port = 3478;
-        w->region.usable         = true;
+        m->region_id    = (uint16_t)id;
+        m->region_flags = m->region_nth = 0;
+        tn_map_region_mark(m, true);
         break;
     case TN_MAP_AT_DNS:
         m->dns_len     = 0;
@@ -13553,26 +13273,19 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, unsigned place, tn_js *js)
         m->dns_seen    = true;
         break;
     case TN_MAP_AT_ROUTE: tn_map_dns_route_begin(m, js); break;
-    case TN_MAP_AT_ROUTE_RESOLVER: w->dns.any = true; break;
-    case TN_MAP_AT_RECORD:
-        memset(&w->dns, 0, sizeof w->dns);
-        w->dns.ok = true;
-        break;
+    case TN_MAP_AT_ROUTE_RESOLVER: m->work.flags |= 1u << TN_MAP_ITEM_ANY; break;
     case TN_MAP_AT_SETS:
-        if (!tn_flt_is_open(flt)) tn_flt_begin(flt, m->first);
-        break;
     case TN_MAP_AT_SET:
         if (!tn_flt_is_open(flt)) tn_flt_begin(flt, m->first);
-        if (js->depth == 1)     tn_flt_base(flt);
-        else if (!js->key_cut)  tn_flt_set(flt, js->key, js->key_len);
-        else return false;                  /* cannot be told from another: none      */
+        if (row->to == TN_MAP_AT_SETS) break;
+        if (js->depth == 1) tn_flt_base(flt);
+        else if (js->key_cut) return false; /* cannot be told from another: none      */
+        else tn_flt_set(flt, js->key, js->key_len);
         break;
-    case TN_MAP_AT_RULE:   tn_flt_rule_begin(flt); break;
-    case TN_MAP_AT_TARGET: memset(&w->dst, 0, sizeof w->dst); break;
+    case TN_MAP_AT_RULE: tn_flt_rule_begin(flt); break;
     case TN_MAP_AT_PING:
-        memset(&w->ping, 0, sizeof w->ping);
-        w->ping.whole = true;
-        js->parts     = true;
+        m->work.item.whole = true;
+        js->parts          = true;
         break;
     case TN_MAP_AT_LOCK: m->lock_on = m->lock_seen = true; break;
     default: break;
@@ -13583,25 +13296,26 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, unsigned place, tn_js *js)
 /* A container ends. */
 static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, tn_js *js)
 {
-    const tn_map_dns_work *d = &m->work.dns;
-    const tn_map_dst_work *t = &m->work.dst;
+    const tn_map_item *w = &m->work.item;
     switch (place) {
-    case TN_MAP_AT_NODE:  tn_map_node_end(m); break;
-    case TN_MAP_AT_PATCH: if (m->work.node.peer.id != 0) m->todo = TN_MAP_DO_PATCH; break;
-    case TN_MAP_AT_SELF:  tn_map_self_end(m); break;
-    case TN_MAP_AT_REGIONS: tn_map_regions_end(m); break;
-    case TN_MAP_AT_REGION:  tn_map_region_end(m); break;
-    case TN_MAP_AT_RELAY:   tn_map_region_node_end(m); break;
-    case TN_MAP_AT_DNS:   m->events |= TAILNET_EVENT_DNS; break;
-    case TN_MAP_AT_ROUTE: tn_map_dns_route_end(m); break;
-    case TN_MAP_AT_RECORD:
-        if (d->ok && d->len != 0 && d->value.family != 0)
-            tn_map_dns_add(m, TN_MAP_DNS_RECORD, &d->value, d->domain, d->len);
+    case TN_MAP_AT_NODE: tn_map_peer_end(m); break;
+    case TN_MAP_AT_SELF: tn_map_self_end(m); break;
+    case TN_MAP_AT_PATCH:
+        m->has  = (uint16_t)(m->has & ~(1u << TN_MAP_GOT_KEPT));
+        m->todo = TN_MAP_DO_PLACE;
         break;
-    case TN_MAP_AT_RULE: tn_flt_rule_end(flt); break;
+    case TN_MAP_AT_REGIONS: tn_map_regions_end(m); break;
+    case TN_MAP_AT_REGION:  tn_map_region_mark(m, false); break;
+    case TN_MAP_AT_RELAY:   tn_map_relay_end(m); break;
+    case TN_MAP_AT_DNS:     m->events |= TAILNET_EVENT_DNS; break;
+    case TN_MAP_AT_ROUTE:   tn_map_dns_route_end(m); break;
+    case TN_MAP_AT_RECORD:  tn_map_record_end(m); break;
+    case TN_MAP_AT_RULE:    tn_flt_rule_end(flt); break;
     case TN_MAP_AT_TARGET:
-        if (t->cut) tn_flt_rule_skip(flt);
-        else tn_flt_dst(flt, t->ip, t->len, (uint16_t)t->first, (uint16_t)t->last);
+        if ((w->flags & 1u << TN_MAP_ITEM_BAD) != 0 || w->first < 0 || w->last < 0)
+            tn_flt_rule_skip(flt);
+        else
+            tn_flt_dst(flt, w->text, w->text_len, (uint16_t)w->first, (uint16_t)w->last);
         break;
     case TN_MAP_AT_PING:
         js->parts = false;
@@ -13613,9 +13327,11 @@ static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, t
 
 static void tn_map_message_begin(tn_map *m)
 {
-    m->serial++;
+    uint16_t i;
+    for (i = 0; i < m->limits.peers; i++) m->peers[i].flags &= ~(uint32_t)TN_MAP_SEEN;
     m->keep_alive = m->listed = m->node_seen = m->dns_seen = m->lock_seen = false;
     m->passed_now      = false;
+    m->under_way       = true;
     m->control_time_ms = 0;
     m->sleep_ms        = 0;
     m->path[1]         = TN_MAP_AT_TOP;
@@ -13624,17 +13340,14 @@ static void tn_map_message_begin(tn_map *m)
 /* The message is complete: the filter is switched, who was not listed goes. */
 static tn_map_result tn_map_message_end(tn_map *m, tn_flt *flt)
 {
-    if (m->keep_alive && !m->node_seen) {
+    if (!m->node_seen && (m->keep_alive || m->first)) {
         if (tn_flt_is_open(flt)) tn_flt_abort(flt);
-        return TN_MAP_OK;
-    }
-    if (m->first && !m->node_seen) {
-        if (tn_flt_is_open(flt)) tn_flt_abort(flt);
-        return TN_MAP_ERROR;
+        m->under_way = !m->keep_alive;
+        return m->keep_alive ? TN_MAP_OK : TN_MAP_ERROR;
     }
     if (m->first && !tn_flt_is_open(flt)) tn_flt_begin(flt, true);
     if (tn_flt_is_open(flt)) {
-        m->filter_news = tn_flt_commit(flt);
+        m->filter_news = (uint8_t)tn_flt_commit(flt);
         if ((m->filter_news & TN_FLT_CHANGED) != 0) m->events |= TN_MAP_EVENT_FILTER;
         if ((m->filter_news & TN_FLT_NEW_CAP) != 0 && !m->reread_done) m->reread = true;
     }
@@ -13651,25 +13364,24 @@ static tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event 
 {
     const tn_map_row *row;
     tn_map_result     result = TN_MAP_OK;
+    unsigned          form   = tn_map_forms[ev - TN_JS_OBJECT];
     if (ev == TN_JS_END) {
         result = tn_map_message_end(m, flt);
-    } else if (ev == TN_JS_OBJECT_END || ev == TN_JS_ARRAY_END) {
+    } else if (form == 0) {
         if (js->depth + 1 < TN_MAP_PATH)
             result = tn_map_exit_place(m, flt, m->path[js->depth + 1], js);
     } else if (js->depth == 0) {
         if (ev != TN_JS_OBJECT) return TN_MAP_ERROR;
         tn_map_message_begin(m);
     } else {
-        row = js->depth < TN_MAP_PATH ? tn_map_row_of(m->path[js->depth], js, ev) : NULL;
-        if (ev == TN_JS_OBJECT || ev == TN_JS_ARRAY) {
-            if (row != NULL && row->form == TN_MAP_F_ANY) {
-                result = tn_map_value(m, flt, row->to, js, ev);
-                row    = NULL;
-            }
-            if (row == NULL || !tn_map_enter(m, flt, row->to, js)) tn_js_skip(js);
+        row = js->depth + 1 < TN_MAP_PATH ? tn_map_row_of(m->path[js->depth], js, form) : NULL;
+        if (row != NULL && (form > TN_MAP_F_ARRAY || row->form == TN_MAP_F_ANY)) {
+            result = tn_map_value(m, flt, row, js, ev);
+            row    = NULL;
+        }
+        if (form <= TN_MAP_F_ARRAY) {
+            if (row == NULL || !tn_map_enter(m, flt, row, js)) tn_js_skip(js);
             else m->path[js->depth + 1] = row->to;
-        } else if (row != NULL) {
-            result = tn_map_value(m, flt, row->to, js, ev);
         }
     }
     tn_map_proceed(m, flt, now_ms);
@@ -13921,8 +13633,8 @@ static void tn_relay_choice_begin(tn_relay_choice *c, const tn_relay *r, uint16_
 
 /* A region of the map, in its order. A smaller score is better. A person may
  * choose a region that the map does not offer as home; we do not. */
-static void tn_relay_choice_add(tn_relay_choice *c, uint16_t region, bool may_be_home,
-                                uint32_t score)
+static TN_NOINLINE void tn_relay_choice_add(tn_relay_choice *c, uint16_t region, bool may_be_home,
+                                            uint32_t score)
 {
     if (region == c->prefs) c->prefs_seen = true;
     if (!may_be_home) return;
@@ -14132,7 +13844,7 @@ static void tn_relay_opened(tn_relay *r, unsigned slot, const uint8_t *meta_key,
     l->due |= TN_RELAY_DUE_REQUEST;
     l->fast = meta_key != NULL && !l->never_fast;
     if (l->fast) {
-        memcpy(l->derp.k, meta_key, 32);    /* until the login makes a box key of it */
+        tn_copy_key(l->derp.k, meta_key);    /* until the login makes a box key of it */
         l->due |= TN_RELAY_DUE_LOGIN;
         tn_relay_enter(l, TN_RELAY_LOGIN, now_ms);
     } else {
@@ -14285,7 +13997,7 @@ static tn_relay_news tn_relay_take_frame(tn_relay_link *l, tn_derp_event *ev, ui
     switch (ev->kind) {
     case TN_DERP_SERVER_KEY:
         if (l->fast) break;                 /* known before, and our login is out */
-        memcpy(l->derp.k, ev->key, 32);
+        tn_copy_key(l->derp.k, ev->key);
         l->due |= TN_RELAY_DUE_LOGIN;
         break;
     case TN_DERP_SERVER_INFO:
@@ -14497,7 +14209,7 @@ static tailnet_result tn_relay_post(tn_relay *r, unsigned slot, tn_wr *w, const 
         return TAILNET_OK;
     }
     if (!urgent || len > sizeof l->letter.data) return TAILNET_ERR_AGAIN;
-    memcpy(l->letter.key, key, 32);
+    tn_copy_key(l->letter.key, key);
     memcpy(l->letter.data, data, len);
     l->letter.len = (uint8_t)len;
     l->due       |= TN_RELAY_DUE_LETTER;
@@ -14827,12 +14539,12 @@ static void tn_ctl_body_map(const tn_ctl *c, const tn_ctl_world *x, tn_wr *wr, b
 
 /* Two kinds of ping request are answered: a HEAD of the URL, and a request to
  * us inside it (tailcfg.PingRequest.Types). */
-static bool tn_ctl_ping_is_head(const tn_map_ping *ping) { return ping->types[0] == '\0'; }
-static bool tn_ctl_ping_is_c2n(const tn_map_ping *ping) { return strcmp(ping->types, "c2n") == 0; }
+static bool tn_ctl_ping_is_head(const tn_map_item *ping) { return ping->more[0] == '\0'; }
+static bool tn_ctl_ping_is_c2n(const tn_map_item *ping) { return tn_is(ping->more, strlen(ping->more), "c2n"); }
 
 /* The body of a request that came inside a ping request, and is it one for
  * /echo? The request is HTTP/1.1 as Go writes it. */
-static bool tn_ctl_echo(const tn_map_ping *ping, const uint8_t **body, size_t *len)
+static bool tn_ctl_echo(const tn_map_item *ping, const uint8_t **body, size_t *len)
 {
     tn_h1 h;
     tn_rd in;
@@ -14842,13 +14554,13 @@ static bool tn_ctl_echo(const tn_map_ping *ping, const uint8_t **body, size_t *l
     tn_rd_over(&in, ping->payload, ping->payload_len);
     tn_h1_begin_request(&h, NULL);
     if (tn_h1_head(&h, &in) != TN_H1_HEAD_DONE) return false;
-    echo = strcmp(h.text, "/echo") == 0;
+    echo = tn_is(h.text, strlen(h.text), "/echo");
     return tn_h1_body(&h, &in, body, len) == TN_H1_BODY ? echo : echo && *len == 0;
 }
 
 /* The HTTP/1.1 answer to it: /echo gives back its body, all else is unknown
  * (what reduced official builds say, feature/c2n). */
-static void tn_ctl_body_answer(const tn_map_ping *ping, tn_wr *w)
+static void tn_ctl_body_answer(const tn_map_item *ping, tn_wr *w)
 {
     static const char unknown[] = "unknown c2n path\n";
     const uint8_t    *body      = NULL;
@@ -14971,7 +14683,8 @@ static void tn_ctl_disconnect(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
     tn_rd_over(&c->plain, NULL, 0);
     tn_rd_over(&c->piece, NULL, 0);
     c->piece_stream = c->map_stream = c->next_stream = 0;
-    c->piece_end = c->proven = c->early_done = c->message_open = c->fed = c->pinged = c->ping_waits = false;
+    c->piece_end = c->proven = c->early_done = c->message_open = false;
+    c->fed = c->pinged = c->ping_waits = false;
     c->out_len = c->out_at = c->in_len = c->in_end = 0;
     c->message_left                                 = 0;
     c->prefix_len                                   = 0;
@@ -15652,7 +15365,8 @@ static void tn_ctl_message_done(tn_ctl *c, tn_ctl_world *x)
 {
     uint64_t now = x->rim->now_ms;
     c->message_open = false;
-    if (c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN) c->deadline_ms = now + TN_CTL_WATCHDOG_MS;
+    if (c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN)
+        c->deadline_ms = now + TN_CTL_WATCHDOG_MS;
     if (x->map->control_time_ms != 0) tn_rim_learn_time(x->rim, x->map->control_time_ms);
     if (c->state == TN_CTL_STREAM && !x->map->first) {
         tn_ctl_enter(c, TN_CTL_RUN, c->deadline_ms);
@@ -15829,7 +15543,7 @@ static void tn_ctl_body(const tn_ctl *c, const tn_ctl_world *x, tn_ctl_kind kind
     case TN_CTL_ASK_LOGOUT:   tn_ctl_body_register(c, x, w, true); break;
     case TN_CTL_ASK_STREAM:   tn_ctl_body_map(c, x, w, true); break;
     case TN_CTL_ASK_LITE:     tn_ctl_body_map(c, x, w, false); break;
-    case TN_CTL_ASK_ANSWER:   tn_ctl_body_answer(&x->map->work.ping, w); break;
+    case TN_CTL_ASK_ANSWER:   tn_ctl_body_answer(&x->map->work.item, w); break;
     case TN_CTL_NOTHING:      break;
     }
 }
@@ -15857,7 +15571,7 @@ static const char *tn_ctl_path(const tn_ctl_world *x, tn_ctl_kind kind)
     tn_ctl_target t;
     if (kind == TN_CTL_ASK_REGISTER || kind == TN_CTL_ASK_LOGOUT) return "/machine/register";
     if (kind != TN_CTL_ASK_ANSWER) return "/machine/map";
-    if (!tn_ctl_url_parse(&t, x->map->work.ping.url, x->map->work.ping.url_len)) return "";
+    if (!tn_ctl_url_parse(&t, x->map->work.item.text, x->map->work.item.text_len)) return "";
     return t.path;
 }
 
@@ -15868,7 +15582,7 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     tn_ctl_asked *q = NULL;
     tn_wr         count;
     unsigned      i;
-    bool          head = kind == TN_CTL_ASK_ANSWER && tn_ctl_ping_is_head(&x->map->work.ping);
+    bool          head = kind == TN_CTL_ASK_ANSWER && tn_ctl_ping_is_head(&x->map->work.item);
 
     for (i = 0; i < TN_CTL_STREAMS && q == NULL; i++)
         if (c->asked[i].stream == 0) q = &c->asked[i];
@@ -15946,10 +15660,10 @@ static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
  * server's own host, so that a server cannot make us knock at other doors. */
 static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
 {
-    const char   *url = x->map->work.ping.url;
+    const char   *url = x->map->work.item.text;
     tn_ctl_target t;
 
-    if (c->aux != 0 || !tn_ctl_url_parse(&t, url, x->map->work.ping.url_len)) return;
+    if (c->aux != 0 || !tn_ctl_url_parse(&t, url, x->map->work.item.text_len)) return;
     if (!tn_is(t.host, t.host_len, c->host) || t.path_len == 0) return;
     if (t.path_len >= sizeof c->text || c->state != TN_CTL_RUN) return;
     if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->aux)) return;
@@ -15985,7 +15699,7 @@ static void tn_ctl_send_aux(tn_ctl *c, tn_ctl_world *x)
 /* A ping request has arrived whole. Returns false while its answer waits for room. */
 static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
 {
-    const tn_map_ping *p = &x->map->work.ping;
+    const tn_map_item *p = &x->map->work.item;
     tn_wr              w;
 
     if (tn_ctl_ping_is_c2n(p) || (tn_ctl_ping_is_head(p) && p->noise)) {
@@ -16343,16 +16057,16 @@ struct tailnet_node {
 /* ---- memory ---- */
 
 /* Where each part begins, from the start of the caller's memory. */
-typedef struct tn_layout {
+typedef struct tn_node_layout {
     size_t   map, sessions, seen, slot_of, staged, staged_bytes, relays, relay_links, stores, via;
     size_t   scratch, slots, engines, check, ranges, flows, engine_in, streams;
     size_t   used, tls_used;                /* of memory, of tls_memory           */
     uint32_t staged_size;
     unsigned relay_count;
-} tn_layout;
+} tn_node_layout;
 
 /* Room for size bytes, aligned for everything; *used moves on. */
-static size_t tn_layout_take(size_t *used, size_t size)
+static size_t tn_node_layout_take(size_t *used, size_t size)
 {
     size_t at = *used;
     *used += (size + 7u) & ~(size_t)7u;
@@ -16385,7 +16099,7 @@ static void tn_node_map_limits(const tailnet_desc *d, tn_map_limits *out)
 }
 
 /* Computes where everything lies for these limits (defaults applied). */
-static void tn_node_layout(const tailnet_desc *d, tn_layout *l)
+static void tn_node_lay_out(const tailnet_desc *d, tn_node_layout *l)
 {
     tn_map_limits lim;
     size_t       *used = &l->used, *tls = d->tls_memory_size != 0 ? &l->tls_used : &l->used;
@@ -16394,30 +16108,31 @@ static void tn_node_layout(const tailnet_desc *d, tn_layout *l)
     tn_node_map_limits(d, &lim);
     l->relay_count  = d->max_links - 1u;
     l->staged_size  = (uint32_t)(d->mtu + TAILNET_HEADROOM + TAILNET_TAILROOM + 7u) & ~7u;
-    (void)tn_layout_take(used, sizeof(tailnet_node));
-    l->map          = tn_layout_take(used, tn_map_memory(&lim));
-    l->sessions     = tn_layout_take(used, d->max_sessions * sizeof(tn_session));
-    l->seen         = tn_layout_take(used, d->max_peers * sizeof(uint64_t));
-    l->slot_of      = tn_layout_take(used, d->max_peers * sizeof(uint16_t));
-    l->via          = tn_layout_take(used, d->max_sessions);
-    l->staged       = tn_layout_take(used, d->max_staged * sizeof(tn_staged));
-    l->staged_bytes = tn_layout_take(used, (size_t)d->max_staged * l->staged_size);
-    l->scratch      = tn_layout_take(used, l->staged_size);
-    l->relays       = tn_layout_take(used, l->relay_count * sizeof(tn_node_relay));
-    l->relay_links  = tn_layout_take(used, l->relay_count * sizeof(tn_relay_link));
-    l->stores       = tn_layout_take(used, l->relay_count * sizeof(tn_relay_store));
-    l->slots        = tn_layout_take(used, d->max_links * sizeof(tn_link));
-    l->ranges       = tn_layout_take(used, (size_t)2 * d->max_ranges * sizeof(tn_flt_range));
-    l->flows        = tn_layout_take(used, d->max_flows * sizeof(tn_flt_flow));
-    l->engines      = tn_layout_take(used, d->max_tls * sizeof(tn_tls));
-    l->check        = tn_layout_take(used, d->max_tls != 0 ? sizeof(tn_tls_check) : 0);
-    l->engine_in    = tn_layout_take(tls, (size_t)d->max_tls * TN_TLS_IN_LEN);
-    l->streams      = tn_layout_take(
+    (void)tn_node_layout_take(used, sizeof(tailnet_node));
+    l->map          = tn_node_layout_take(used, tn_map_memory(&lim));
+    l->sessions     = tn_node_layout_take(used, d->max_sessions * sizeof(tn_session));
+    l->seen         = tn_node_layout_take(used, d->max_peers * sizeof(uint64_t));
+    l->slot_of      = tn_node_layout_take(used, d->max_peers * sizeof(uint16_t));
+    l->via          = tn_node_layout_take(used, d->max_sessions);
+    l->staged       = tn_node_layout_take(used, d->max_staged * sizeof(tn_staged));
+    l->staged_bytes = tn_node_layout_take(used, (size_t)d->max_staged * l->staged_size);
+    l->scratch      = tn_node_layout_take(used, l->staged_size);
+    l->relays       = tn_node_layout_take(used, l->relay_count * sizeof(tn_node_relay));
+    l->relay_links  = tn_node_layout_take(used, l->relay_count * sizeof(tn_relay_link));
+    l->stores       = tn_node_layout_take(used, l->relay_count * sizeof(tn_relay_store));
+    l->slots        = tn_node_layout_take(used, d->max_links * sizeof(tn_link));
+    l->ranges       = tn_node_layout_take(used, (size_t)2 * d->max_ranges * sizeof(tn_flt_range));
+    l->flows        = tn_node_layout_take(used, d->max_flows * sizeof(tn_flt_flow));
+    l->engines      = tn_node_layout_take(used, d->max_tls * sizeof(tn_tls));
+    l->check        = tn_node_layout_take(used, d->max_tls != 0 ? sizeof(tn_tls_check) : 0);
+    l->engine_in    = tn_node_layout_take(tls, (size_t)d->max_tls * TN_TLS_IN_LEN);
+    l->streams      = tn_node_layout_take(
         tls, d->tls_by_caller ? (size_t)l->relay_count * 2u * TAILNET_TLS_OUT : 0);
 }
 
 /* Gives every room its part of the memory, which is zero. */
-static void tn_node_place(tailnet_node *n, const tn_layout *l, uint8_t *base, uint8_t *tls_base)
+static void tn_node_place(tailnet_node *n, const tn_node_layout *l, uint8_t *base,
+                          uint8_t *tls_base)
 {
     const tailnet_desc *d = &n->desc;
     tn_map_limits       lim;
@@ -16545,7 +16260,8 @@ static bool tn_node_flows(const tailnet_node *n)
 }
 
 /* Notes trouble that is not control's. */
-static void tn_node_trouble(tailnet_node *n, tailnet_result why, const char *section, int32_t detail)
+static void tn_node_trouble(tailnet_node *n, tailnet_result why, const char *section,
+                            int32_t detail)
 {
     n->problem.result  = why;
     n->problem.section = section;
@@ -16683,7 +16399,8 @@ static void tn_node_crypt(tailnet_node *n, size_t count)
 }
 
 /* Seals one packet that has room around it, and sends it. len 0 is a keepalive. */
-static tailnet_result tn_node_seal_one(tailnet_node *n, tn_session *s, uint8_t *datagram, size_t len)
+static tailnet_result tn_node_seal_one(tailnet_node *n, tn_session *s, uint8_t *datagram,
+                                       size_t len)
 {
     tailnet_buf   pkt;
     tn_wg_verdict v =
@@ -16870,7 +16587,7 @@ static bool tn_node_dns_record(const tailnet_node *n, tn_node_dns *d)
 static bool tn_node_dns_host(const tailnet_node *n, tn_node_dns *d)
 {
     const tn_map_self *self  = &n->map.self;
-    bool               plain = memchr(d->q.name, '.', d->q.len) == NULL;
+    bool               plain = !tn_has_byte((const char *)d->q.name, d->q.len, '.');
     uint16_t           at    = 0;
     char               label[64];
 
@@ -16961,25 +16678,17 @@ static bool tn_node_dns_missing(const tailnet_node *n, const tn_node_dns *d)
 {
     size_t      len = d->q.len, label = tn_map_label_len(d->q.name, len);
     size_t      zone = tn_dns_under(d->q.name, len, tn_map_suffix(&n->map));
-    tn_map_want w;
-    uint32_t    h;
-    unsigned    i;
+    tn_map_who  who;
 
     if (!n->map.peers_missing || !n->map.dns_proxied) return false;
-    memset(&w, 0, sizeof w);
     if (d->asked.family != 0) {
         if (tn_dns_reverse_zone(d->q.name, len) == 0) return false;
-        w.kind = d->asked.family;
-        memcpy(w.what, d->asked.ip, tn_ip_len(d->asked.family));
+        tn_map_mean(&who, d->asked.family, d->asked.ip, tn_ip_len(d->asked.family));
     } else {
         if (label != len && (zone == 0 || len - zone != label + 1)) return false;
-        w.kind = TN_MAP_WANT_NAME;
-        tn_put_u32be(w.what, tn_map_whole_hash(&n->map, d->q.name, len));
+        tn_map_mean_name(&n->map, &who, d->q.name, len);
     }
-    h = tn_map_want_hash(&w);
-    for (i = 0; i < TN_MAP_LOST; i++)
-        if (n->map.lost[i] == h && n->map.lost_until_s[i] > n->rim.now_ms / 1000u) return false;
-    return true;
+    return !tn_map_is_lost(&n->map, &who, n->rim.now_ms);
 }
 
 /* What a name that exists has of the type asked for. */
@@ -17295,7 +17004,7 @@ static bool tn_node_judge(tailnet_node *n, tn_session *s, tailnet_buf *pkt)
 static void tn_node_roam(tailnet_node *n, tn_session *s, const tailnet_addr *from)
 {
     const tn_map_peer *p = tn_map_peer_at(&n->map, s->peer);
-    if (p == NULL || (p->flags & TN_MAP_DISCO) != 0 || tn_addr_same(&s->endpoint, from)) return;
+    if (p == NULL || (p->flags & TN_MAP_DISCO_KEY) != 0 || tn_addr_same(&s->endpoint, from)) return;
     s->endpoint = *from;
     n->events |= TAILNET_EVENT_PATHS;
 }
@@ -17440,8 +17149,8 @@ static void tn_node_pong(tailnet_node *n, const tn_disco_key *k, const tn_disco_
 }
 
 /* A disco packet from a peer whose key is at hand. */
-static tailnet_result tn_node_disco_open(tailnet_node *n, tn_disco_key *k, uint8_t *data, size_t len,
-                                         const tn_origin *from)
+static tailnet_result tn_node_disco_open(tailnet_node *n, tn_disco_key *k, uint8_t *data,
+                                         size_t len, const tn_origin *from)
 {
     uint8_t       *plain = NULL;
     size_t         plain_len = 0;
@@ -17734,13 +17443,13 @@ static void tn_node_relay_read(tailnet_node *n, unsigned slot)
 /* Dials the relay that the wish names. */
 static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
 {
-    const tn_map_region *g = tn_map_region_by_id(&n->map, wish->region);
+    const tn_map_region *g = tn_map_region_node(&n->map, wish->region, wish->node);
     tn_node_relay       *r = &n->relays[wish->slot];
     tailnet_dial         dial;
     tn_wr                w;
     tailnet_result       result;
 
-    if (g == NULL || wish->node != 0) {
+    if (g == NULL) {
         tn_relay_no_node(&n->relay, wish->slot, n->rim.now_ms, tn_node_luck(n));
         return true;
     }
@@ -18049,7 +17758,7 @@ static void tn_node_forget(tailnet_node *n)
     tn_node_map_limits(&n->desc, &lim);
     tn_map_init(&n->map, &lim, n->map_memory);
     tn_map_prefs(&n->map, n->desc.prefs.exit_node, n->desc.prefs.accept_routes);
-    tn_map_asks(&n->map, n->rim.io.keep_peer != NULL);
+    tn_map_asks(&n->map, tn_rim_asks_keep(&n->rim));
     tn_flt_init(&n->flt, n->ranges, n->desc.max_ranges, n->flows, n->desc.max_flows);
     tn_flt_shields(&n->flt, n->desc.prefs.shields_up);
     n->want_down = true;
@@ -18163,7 +17872,7 @@ static bool tn_node_send_path_ping(tailnet_node *n, tn_session *s)
     size_t             len;
     int                slot = tn_node_relay_of(n, s);
 
-    if (p == NULL || slot < 0 || (p->flags & TN_MAP_DISCO) == 0) return false;
+    if (p == NULL || slot < 0 || (p->flags & TN_MAP_DISCO_KEY) == 0) return false;
     k = tn_node_disco_make(n, p->disco);
     if (k == NULL || !tn_rim_random(&n->rim, nonce, sizeof nonce)) return false;
     tn_disco_begin(&w, text, sizeof text, n->disco_public, nonce);
@@ -18330,15 +18039,15 @@ static uint64_t tn_node_deadline(const tailnet_node *n)
 TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc)
 {
     tailnet_desc d;
-    tn_layout    l;
+    tn_node_layout l;
     if (desc == NULL) return 0;
     d = *desc;
     tn_node_defaults(&d);
-    tn_node_layout(&d, &l);
+    tn_node_lay_out(&d, &l);
     return l.used;
 }
 
-static bool tn_public_desc_ok(const tailnet_desc *d)
+static bool tn_pub_desc_ok(const tailnet_desc *d)
 {
     if (d->memory == NULL || ((uintptr_t)d->memory & 7u) != 0) return false;
     if (((uintptr_t)d->tls_memory & 7u) != 0) return false;
@@ -18348,7 +18057,7 @@ static bool tn_public_desc_ok(const tailnet_desc *d)
 }
 
 /* Keys of a device that has none yet, or the saved ones. */
-static tailnet_result tn_public_keys(tailnet_node *n)
+static tailnet_result tn_pub_keys(tailnet_node *n)
 {
     const char    *url = n->desc.control_url != NULL ? n->desc.control_url
                                                      : "https://controlplane.tailscale.com";
@@ -18374,7 +18083,7 @@ static tailnet_result tn_public_keys(tailnet_node *n)
 }
 
 /* A fresh disco key for this run, as the reference makes one. */
-static tailnet_result tn_public_start(tailnet_node *n)
+static tailnet_result tn_pub_start(tailnet_node *n)
 {
     if (!tn_rim_random(&n->rim, n->disco_private, 32)) return TAILNET_ERR_RANDOM;
     tn_cr_clamp(n->disco_private);
@@ -18384,7 +18093,7 @@ static tailnet_result tn_public_start(tailnet_node *n)
     if (n->desc.max_sessions > 64) n->wg.spacing_ms = 20;   /* a host has the time for more */
     if (n->desc.max_sessions > n->wg.burst) n->wg.burst = n->desc.max_sessions;
     tn_map_prefs(&n->map, n->desc.prefs.exit_node, n->desc.prefs.accept_routes);
-    tn_map_asks(&n->map, n->desc.io.keep_peer != NULL);
+    tn_map_asks(&n->map, tn_rim_asks_keep(&n->rim));
     tn_flt_shields(&n->flt, n->desc.prefs.shields_up);
     n->links.rim           = &n->rim;
     n->links.anchors       = n->desc.trust_anchors;
@@ -18399,7 +18108,7 @@ static tailnet_result tn_public_start(tailnet_node *n)
 TAILNET_API tailnet_result tailnet_init(tailnet_node **out, const tailnet_desc *desc)
 {
     tailnet_desc   d;
-    tn_layout      l;
+    tn_node_layout l;
     tailnet_node  *n;
     tailnet_result r;
 
@@ -18408,20 +18117,20 @@ TAILNET_API tailnet_result tailnet_init(tailnet_node **out, const tailnet_desc *
     if (desc == NULL) return TAILNET_ERR_ARGUMENT;
     d = *desc;
     tn_node_defaults(&d);
-    if (!tn_public_desc_ok(&d)) return TAILNET_ERR_ARGUMENT;
-    tn_node_layout(&d, &l);
+    if (!tn_pub_desc_ok(&d)) return TAILNET_ERR_ARGUMENT;
+    tn_node_lay_out(&d, &l);
     if (l.used > d.memory_size || l.tls_used > d.tls_memory_size) return TAILNET_ERR_MEMORY;
     memset(d.memory, 0, l.used);
     n       = (tailnet_node *)d.memory;
     n->desc = d;
-    if (!tn_rim_init(&n->rim, &d.io) || (d.io.udp_output == NULL && !d.prefs.relay_only))
+    if (!tn_rim_init(&n->rim, &d.io) || (!tn_rim_has_udp(&n->rim) && !d.prefs.relay_only))
         return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&n->rim)) return TAILNET_ERR_BUSY;
     n->stats.memory_used = (uint32_t)l.used;
     n->stats.memory_free = (uint32_t)(d.memory_size - l.used);
     tn_node_place(n, &l, (uint8_t *)d.memory, (uint8_t *)d.tls_memory);
-    r = tn_public_keys(n);
-    if (r == TAILNET_OK) r = tn_public_start(n);
+    r = tn_pub_keys(n);
+    if (r == TAILNET_OK) r = tn_pub_start(n);
     if (r != TAILNET_OK) tn_wipe(d.memory, l.used);
     else                 *out = n;
     return r;
@@ -18526,7 +18235,7 @@ TAILNET_API uint32_t tailnet_wait_ms(tailnet_node *node, uint32_t max_ms)
 }
 
 /* Is this a run that may be looked at? */
-static bool tn_public_run_ok(const tailnet_buf *pkts, size_t count)
+static bool tn_pub_run_ok(const tailnet_buf *pkts, size_t count)
 {
     size_t i;
     if (pkts == NULL || count == 0) return false;
@@ -18540,7 +18249,7 @@ static bool tn_public_run_ok(const tailnet_buf *pkts, size_t count)
 TAILNET_API tailnet_result tailnet_udp_input(tailnet_node *node, const tailnet_addr *from,
                                              tailnet_buf *pkts, size_t count)
 {
-    if (node == NULL || from == NULL || !tn_public_run_ok(pkts, count)) return TAILNET_ERR_ARGUMENT;
+    if (node == NULL || from == NULL || !tn_pub_run_ok(pkts, count)) return TAILNET_ERR_ARGUMENT;
     if (from->family != 4 && from->family != 6) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
     return tn_node_udp_input(node, from, pkts, count);
@@ -18548,7 +18257,7 @@ TAILNET_API tailnet_result tailnet_udp_input(tailnet_node *node, const tailnet_a
 
 TAILNET_API tailnet_result tailnet_ip_input(tailnet_node *node, tailnet_buf *pkts, size_t count)
 {
-    if (node == NULL || !tn_public_run_ok(pkts, count)) return TAILNET_ERR_ARGUMENT;
+    if (node == NULL || !tn_pub_run_ok(pkts, count)) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
     if (!tn_node_flows(node)) return TAILNET_ERR_AGAIN;
     return tn_node_ip_input(node, pkts, count);
@@ -18572,7 +18281,7 @@ TAILNET_API uint8_t *tailnet_tcp_reserve(tailnet_node *node, tailnet_link link, 
 }
 
 /* Received stream bytes: relay data flows on at once, all else waits for poll. */
-static tailnet_result tn_public_commit(tailnet_node *node, tailnet_link link, size_t size)
+static tailnet_result tn_pub_commit(tailnet_node *node, tailnet_link link, size_t size)
 {
     tailnet_result r    = tn_link_in_commit(&node->links, link, size);
     int            slot = tn_node_relay_slot(node, link);
@@ -18589,7 +18298,7 @@ TAILNET_API tailnet_result tailnet_tcp_commit(tailnet_node *node, tailnet_link l
 {
     if (node == NULL) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    return tn_public_commit(node, link, size);
+    return tn_pub_commit(node, link, size);
 }
 
 TAILNET_API size_t tailnet_tcp_input(tailnet_node *node, tailnet_link link, const void *data,
@@ -18606,7 +18315,7 @@ TAILNET_API size_t tailnet_tcp_input(tailnet_node *node, tailnet_link link, cons
         n = in.left < room ? in.left : room;
         tn_rd_copy(&in, dst, n);
         taken += n;
-        if (tn_public_commit(node, link, n) != TAILNET_OK) break;
+        if (tn_pub_commit(node, link, n) != TAILNET_OK) break;
     }
     return taken;
 }
@@ -18728,7 +18437,7 @@ TAILNET_API bool tailnet_get_peer(const tailnet_node *node, size_t index, tailne
 }
 
 /* The dense number of an entry of the map. */
-static bool tn_public_number(const tailnet_node *node, uint16_t at, size_t *index)
+static bool tn_pub_number(const tailnet_node *node, uint16_t at, size_t *index)
 {
     uint16_t other = 0;
     size_t   i;
@@ -18740,26 +18449,26 @@ static bool tn_public_number(const tailnet_node *node, uint16_t at, size_t *inde
     return false;
 }
 
-TAILNET_API bool tailnet_find_peer(const tailnet_node *node, const char *who, size_t *index)
-{
-    tailnet_addr ip;
-    uint16_t     at = 0;
-    if (node == NULL || who == NULL || index == NULL) return false;
-    if (tn_ip_parse(&ip, who, strlen(who))) return tailnet_find_peer_by_ip(node, &ip, index);
-    return tn_map_by_name(&node->map, who, strlen(who), &at) && tn_public_number(node, at, index);
-}
-
 TAILNET_API bool tailnet_find_peer_by_ip(const tailnet_node *node, const tailnet_addr *ip,
                                          size_t *index)
 {
     uint16_t at = 0;
     if (node == NULL || ip == NULL || index == NULL) return false;
     if (!tn_map_by_own_ip(&node->map, ip, &at) && !tn_map_by_ip(&node->map, ip, &at)) return false;
-    return tn_public_number(node, at, index);
+    return tn_pub_number(node, at, index);
+}
+
+TAILNET_API bool tailnet_find_peer(const tailnet_node *node, const char *who, size_t *index)
+{
+    tailnet_addr ip;
+    uint16_t     at = 0;
+    if (node == NULL || who == NULL || index == NULL) return false;
+    if (tn_ip_parse(&ip, who, strlen(who))) return tailnet_find_peer_by_ip(node, &ip, index);
+    return tn_map_by_name(&node->map, who, strlen(who), &at) && tn_pub_number(node, at, index);
 }
 
 /* The ranges that every tailnet has (net/tsaddr). */
-static void tn_public_range(const tailnet_node *node, unsigned family, tailnet_route *out)
+static void tn_pub_range(const tailnet_node *node, unsigned family, tailnet_route *out)
 {
     static const char *const text[2] = { "100.64.0.0/10", "fd7a:115c:a1e0::/48" };
     const char              *t       = text[family == 6];
@@ -18774,15 +18483,15 @@ TAILNET_API bool tailnet_get_route(const tailnet_node *node, size_t index, tailn
     if (node == NULL || out == NULL || !node->map.has_self) return false;
     memset(out, 0, sizeof *out);
     if (node->map.self.ip4.family != 0 && index-- == 0) {
-        tn_public_range(node, 4, out);
+        tn_pub_range(node, 4, out);
         return true;
     }
     if (node->map.self.ip6.family != 0 && index-- == 0) {
-        tn_public_range(node, 6, out);
+        tn_pub_range(node, 6, out);
         return true;
     }
     if (!tn_map_route(&node->map, index, &out->prefix, &at)) return false;
-    return tn_public_number(node, at, &out->peer);
+    return tn_pub_number(node, at, &out->peer);
 }
 
 TAILNET_API bool tailnet_get_dns(const tailnet_node *node, size_t index, tailnet_dns *out)
@@ -18835,7 +18544,8 @@ TAILNET_API tailnet_result tailnet_check_flow(const tailnet_node *node, const ta
     tn_flt_peer from;
     uint16_t    at = 0;
     if (node == NULL || flow == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_map_by_own_ip(&node->map, &flow->src, &at) && !tn_map_by_ip(&node->map, &flow->src, &at))
+    if (!tn_map_by_own_ip(&node->map, &flow->src, &at) &&
+        !tn_map_by_ip(&node->map, &flow->src, &at))
         return TAILNET_ERR_DENIED;
     if (!tn_map_owns(&node->map, at, &flow->src)) return TAILNET_ERR_DENIED;
     tn_node_flt_peer(node, at, &flow->src, &from);

@@ -67,13 +67,13 @@ word() { printf '%s\n' "$line" | sed -n "s/.*\"$1\":\"\\([^\"]*\\)\".*/\\1/p"; }
 # milliseconds MICROSECONDS
 milliseconds() { printf '%d.%02d' $(($1 / 1000)) $(($1 % 1000 / 10)); }
 
-# start NODE: join, with a key that is good for once.
+# start NODE [OPTION]: join, with a key that is good for once.
 start() {
     mkfifo "$dir/$1.in"
     echo "demo-key-$1" >"$dir/$1.key"
     began=$(now_ms)
     "$bin/tailnetd" --control "$url" --ca "$dir/ca.pem" --authkey-file "$dir/$1.key" \
-        --hostname "$1" --state "$dir/$1.state" --relay-only --json --control-stdin \
+        --hostname "$1" --state "$dir/$1.state" --relay-only --json --control-stdin ${2-} \
         <"$dir/$1.in" >"$dir/$1.out" 2>"$dir/$1.err" &
     pids="$pids $!"
     eval "pid_$1=$!"
@@ -160,7 +160,7 @@ title "1. The server: $url (TLS, Noise, HTTP/2, DERP; certificates made just now
 title "2. Three nodes join, each with an auth key that is good for once"
 start alpha; exec 5>"$dir/alpha.in"; joined alpha
 start beta; exec 6>"$dir/beta.in"; joined beta
-start gamma; exec 7>"$dir/gamma.in"; joined gamma
+start gamma --small; exec 7>"$dir/gamma.in"; joined gamma
 for name in alpha beta gamma; do
     for peer in alpha beta gamma; do
         [ $name = $peer ] && continue
@@ -188,7 +188,18 @@ after=$(number dropped_denied)
 [ "$after" -gt "$before" ] || fail "alpha did not refuse the packet"
 echo "   beta  -> alpha  refused: alpha dropped $((after - before)) packet(s), no answer in 1 s"
 
-title "5. The server revokes gamma"
+title "5. What a node takes (gamma has the limits of a microcontroller)"
+for name in alpha beta gamma; do
+    stats $name
+    eval "pid=\$pid_$name"
+    rss=$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status")
+    heap=$(number heap_calls)
+    printf '   %-6s process %5d KB resident, node %7d bytes, heap calls while running: %s\n' \
+        $name "$rss" "$(number memory_used)" "$heap"
+    [ "${heap:-x}" = 0 ] || fail "$name used the heap"
+done
+
+title "6. The server revokes gamma"
 flows beta gamma
 ask remove gamma
 sleep 0.2
@@ -198,17 +209,6 @@ echo_to gamma beta 1000 && fail "beta still answers gamma"
 echo "   beta  -> gamma  nothing comes back"
 echo "   gamma -> beta   nothing comes back"
 flows alpha beta
-
-title "6. What a node takes"
-for name in alpha beta; do
-    stats $name
-    eval "pid=\$pid_$name"
-    rss=$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status")
-    heap=$(number heap_calls)
-    printf '   %-6s resident %s KB, of that the node %s KB; heap calls while running: %s\n' \
-        $name "$rss" $(($(number memory_used) / 1024)) "$heap"
-    [ "${heap:-x}" = 0 ] || fail "$name used the heap"
-done
 
 title "7. They stop"
 for name in alpha beta gamma; do tell $name quit; done

@@ -36,7 +36,7 @@ static void check(void)
 {
     uint16_t i, found;
     size_t   count = 0;
-    for (i = 0; i < map.max.peers; i++) {
+    for (i = 0; i < map.limits.peers; i++) {
         const tn_map_peer *p = &map.peers[i];
         tailnet_addr       ip;
         if ((p->flags & TN_MAP_USED) == 0) continue;
@@ -68,7 +68,7 @@ static void message(const uint8_t *data, size_t size, size_t step)
         while ((ev = tn_js_next(&js)) > TN_JS_MORE) {
             tn_map_result r = tn_map_take(&map, &flt, &js, ev, 5000);
             if (r == TN_MAP_ERROR) return;
-            if (r == TN_MAP_PING) mix(&map.work.ping.payload, map.work.ping.payload_len);
+            if (r == TN_MAP_PING) mix(&map.work.item.payload, map.work.item.payload_len);
             if (map.change_kind != 0 && r != TN_MAP_CHANGE) abort();
             if (r == TN_MAP_CHANGE) changes();
         }

@@ -219,6 +219,8 @@ struct nw_world {
     char        last_key[160];
     unsigned    dials, keys, upgrades, registers, maps, lites, answers, heads;
     unsigned    relayed, relay_refused;
+    bool      (*tap)(nw_world *w, const uint8_t from[32], const uint8_t to[32], const uint8_t *data,
+                     size_t len);           /* sees what goes through relays; false: it is lost */
     bool        relay_drop;
     nw_node     nodes[NW_NODES];
     unsigned    count;
@@ -1288,6 +1290,7 @@ static void nw_relay_event(nw_world *w, nw_conn *c, tn_derp_event *ev)
     case TN_DERP_PACKET:
         if (w->relay_drop) return;
         w->relayed++;
+        if (w->tap != NULL && !w->tap(w, c->key, ev->key, ev->data, ev->len)) return;
         if (nw_relay_bring(w, c->region, ev->key, c->key, ev->data, ev->len)) return;
         w->relay_refused++;
         tn_derp_wr_peer_gone(&t, ev->key, 1);
@@ -1618,6 +1621,29 @@ static uint64_t nw_when(const nw_world *w)
     return at;
 }
 
+/* Who wants what just now, for a person. */
+static void nw_tell(const nw_world *w)
+{
+    unsigned i, k;
+    for (i = 0; i < w->count; i++) {
+        const nw_node      *d = &w->nodes[i];
+        const tailnet_node *n = d->n;
+        if (n == NULL) continue;
+        printf("%s: state %d, more %d, polls %u, deadline %ld: link %ld, control %ld (%d), relay %ld\n",
+               d->name, (int)n->state, n->more, d->polls, (long)tailnet_deadline(n),
+               (long)tn_link_deadline(&n->links), (long)tn_ctl_deadline(&n->ctl), (int)n->ctl.state,
+               (long)tn_relay_deadline(&n->relay));
+        for (k = 0; k < n->desc.max_sessions; k++)
+            if (n->sessions[k].used_ms != 0)
+                printf("  session %u: %ld\n", k, (long)tn_wg_deadline(&n->sessions[k].wg));
+        for (k = 0; k < 8; k++)
+            if (d->conns[k] != NULL)
+                printf("  %s: opened %d, closing %d, down %ld, up %ld, blocked %d\n", d->conns[k]->host,
+                       d->conns[k]->opened, d->conns[k]->closing, (long)nw_pipe_at(&d->conns[k]->down),
+                       (long)nw_pipe_at(&d->conns[k]->up), d->conns[k]->blocked);
+    }
+}
+
 /* Lets ms milliseconds pass. */
 static void nw_run(nw_world *w, uint64_t ms)
 {
@@ -1627,6 +1653,7 @@ static void nw_run(nw_world *w, uint64_t ms)
         for (turns = 0; nw_turn(w); turns++) {
             if (turns < NW_TURNS) continue;
             nw_wrong(w, "somebody spins");
+            nw_tell(w);
             exit(1);
         }
         at = nw_when(w);

@@ -662,7 +662,8 @@ static void server_falls_silent(void)
 
     w = nw_begin(61);                       /* the answer to the map request stays out */
     a = nw_add(w, "alpha");
-    w->hold_map = true;
+    w->hold_map     = true;
+    w->keepalive_ms = 0;
     nw_up(a);
     nw_run(w, 115000);
     CHECK(w->upgrades == 1);
@@ -881,7 +882,8 @@ static void server_asks_inside(void)
     memset(longest, 'x', sizeof longest);
     longest[sizeof longest - 1] = '\0';
     say_c2n(w, a, 5, longest);              /* more than is kept: no answer, no harm */
-    CHECK(nw_say(w, me(a), "{\"PingRequest\":{\"URL\":\"https://unused/6\",\"Types\":\"disco,TSMP\",\"IP\":\"100.64.0.9\"}}"));
+    CHECK(nw_say(w, me(a),
+                 "{\"PingRequest\":{\"URL\":\"https://unused/6\",\"Types\":\"disco,TSMP\",\"IP\":\"100.64.0.9\"}}"));
     nw_run(w, 1000);
     CHECK(w->upgrades == 1 && nw_state(a) == TAILNET_STATE_RUNNING);
     nw_ghost(w, "ghost", 1);

@@ -431,11 +431,13 @@ static void via_names(void)
     CHECK(via("10-0-0-1-via-7", "fd7a:115c:a1e0:b1a:0:7:a00:1"));
     CHECK(via("10-0-0-1-via-0xff.tail1.ts.net", "fd7a:115c:a1e0:b1a:0:ff:a00:1"));
     CHECK(via("10-0-0-1-via-010.x.tailscale.net", "fd7a:115c:a1e0:b1a:0:8:a00:1"));
-    CHECK(via("1-2-3-4-via-0b11", "fd7a:115c:a1e0:b1a:0:3:102:304") && via("1-2-3-4-via-0o11", "fd7a:115c:a1e0:b1a:0:9:102:304"));
+    CHECK(via("1-2-3-4-via-0b11", "fd7a:115c:a1e0:b1a:0:3:102:304") && via("1-2-3-4-via-0o11", "fd7a:115c:a1e0:b1a:0:"
+                                                                                               "9:102:304"));
     CHECK(via("1-2-3-4-via-0", "fd7a:115c:a1e0:b1a::102:304"));
     CHECK(via("255-255-255-255-via-4294967295", "fd7a:115c:a1e0:b1a:ffff:ffff:ffff:ffff"));
     CHECK(via("255-255-255-255-via-4294967296", "") && via("1-2-3-4-via-0x100000000", ""));
-    CHECK(via("1-2-3-4-via-", "") && via("1-2-3-4-via-0x", "") && via("1-2-3-4-via-09", "") && via("1-2-3-4-via-f", ""));
+    CHECK(via("1-2-3-4-via-", "") && via("1-2-3-4-via-0x", "") && via("1-2-3-4-via-09", "") &&
+          via("1-2-3-4-via-f", ""));
     CHECK(via("1-2-3-4-via-7.example.com", "") && via("1-2-3-4-via-7.fakets.net", "") && via("1-2-3-via-7", ""));
     CHECK(via("1-2-3-4-5-via-7", "") && via("1-2-3-256-via-7", "") && via("01-2-3-4-via-7", "") && via("", ""));
     CHECK(via("1.2.3.4-via-7.ts.net", "") && via("--------", "") && via("aaaaaaaaaaaaaaaaaaaaaa-via-1", ""));
@@ -473,8 +475,21 @@ static void ip_output(void *user, tailnet_buf *pkts, size_t count)
     memcpy(packet, pkts->base + pkts->off, packet_len);
     packets++;
 }
-static int tcp_open(void *user, tailnet_link link, const tailnet_dial *dial) { (void)user; (void)link; (void)dial; return 1; }
-static int32_t tcp_output(void *user, tailnet_link link, const void *data, size_t size) { (void)user; (void)link; (void)data; (void)size; return -1; }
+static int tcp_open(void *user, tailnet_link link, const tailnet_dial *dial)
+{
+    (void)user;
+    (void)link;
+    (void)dial;
+    return 1;
+}
+static int32_t tcp_output(void *user, tailnet_link link, const void *data, size_t size)
+{
+    (void)user;
+    (void)link;
+    (void)data;
+    (void)size;
+    return -1;
+}
 static void tcp_close(void *user, tailnet_link link) { (void)user; (void)link; }
 
 static void message(const char *json)
@@ -494,9 +509,12 @@ static void message(const char *json)
     CHECK(tn_js_done(&js));
 }
 
-#define PEER(id, name, addresses) "{\"ID\":" #id ",\"Name\":\"" name "\",\"Key\":\"nodekey:" \
-    "00000000000000000000000000000000000000000000000000000000000001" #id "\",\"DiscoKey\":\"discokey:" \
-    "00000000000000000000000000000000000000000000000000000000000002" #id "\",\"Addresses\":[" addresses "],\"HomeDERP\":1}"
+#define PEER(id, name, addresses)                                                                                    \
+    "{\"ID\":" #id ",\"Name\":\"" name "\",\"Key\":\"nodekey:"                                                       \
+    "00000000000000000000000000000000000000000000000000000000000001" #id "\",\"DiscoKey\":\"discokey:"               \
+    "00000000000000000000000000000000000000000000000000000000000002" #id "\",\"Addresses\":[" addresses "],"         \
+                                                                                                        "\"HomeDERP" \
+                                                                                                        "\":1}"
 #define L63 "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijk"
 #define PEERS "\"Peers\":[" \
     PEER(11, "web.tail.Example.net.", "\"100.64.0.11/32\",\"fd7a:115c:a1e0::b/128\"") "," \
@@ -580,11 +598,14 @@ static void table(void)
     CHECK(tells("abc.tail.example.net", 1, "3" SOA("tail.example.net")));
     CHECK(tells("a.b.web.tail.example.net", 1, "3" SOA("tail.example.net")));
     CHECK(tells("tail.example.net", 1, "3" SOA("tail.example.net")));
-    CHECK(tells("abc", 1, "no") && tells("example.net", 1, "no") && tells("", 2, "no") && tells("xtail.example.net", 1, "no"));
+    CHECK(tells("abc", 1, "no") && tells("example.net", 1, "no") && tells("", 2, "no") &&
+          tells("xtail.example.net", 1, "no"));
     CHECK(tells("web.other.net", 1, "0 | web.other.net. 100.64.0.14 5") && tells("x.other.net", 1, "no"));
     CHECK(tells("a.onion", 1, "3" SOA("onion")) && tells("onion", 1, "3" SOA("onion")));
-    CHECK(tells("magicdns.localhost-tailscale-daemon", 1, "0 | magicdns.localhost-tailscale-daemon. 100.100.100.100 5"));
-    CHECK(tells("magicdns.localhost-tailscale-daemon", 28, "0 | magicdns.localhost-tailscale-daemon. fd7a:115c:a1e0::53 5"));
+    CHECK(tells("magicdns.localhost-tailscale-daemon", 1,
+                "0 | magicdns.localhost-tailscale-daemon. 100.100.100.100 5"));
+    CHECK(tells("magicdns.localhost-tailscale-daemon", 28,
+                "0 | magicdns.localhost-tailscale-daemon. fd7a:115c:a1e0::53 5"));
     CHECK(tells("10-0-0-1-via-7", 28, "0 | 10-0-0-1-via-7. fd7a:115c:a1e0:b1a:0:7:a00:1 5"));
     CHECK(tells("10-0-0-1-via-7", 1, "0"));
     ask_as(0x0100, "web.tail.example.net", 1, 3, 0, 0);     /* class CHAOS */
@@ -602,7 +623,8 @@ static void routes(void)
     CHECK(tells("grafana.own.example", 1, "0 | grafana.own.example. 100.64.0.99 5"));
     CHECK(tells("grafana.own.example", 28, "0 | grafana.own.example. fd7a:115c:a1e0::99 5"));
     CHECK(tells("grafana.own.example", 15, "0" SOA("own.example")));
-    CHECK(tells("lone.example", 1, "0 | lone.example. 10.1.1.1 5") && tells("lone.example", 28, "0" SOA("lone.example")));
+    CHECK(tells("lone.example", 1, "0 | lone.example. 10.1.1.1 5") &&
+          tells("lone.example", 28, "0" SOA("lone.example")));
     CHECK(tells("a.lone.example", 1, "3" SOA("lone.example")) && tells("example", 1, "no"));
     CHECK(tells("in.corp.example", 1, "0 | in.corp.example. 10.1.1.2 5") && tells("in.corp.example", 28, "0"));
     CHECK(tells("a.in.corp.example", 1, "no"));
@@ -631,7 +653,8 @@ static void pointers(void)
     CHECK(tells("1.9.127.100.in-addr.arpa", 12, "3" SOA("127.100.in-addr.arpa")));
     CHECK(tells("1.9.128.100.in-addr.arpa", 12, "no"));
     CHECK(tells("9." NIB, 12, "3" SOA("0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa")));
-    CHECK(tells("100.100.100.100.in-addr.arpa", 12, "0 | 100.100.100.100.in-addr.arpa. PTR magicdns.localhost-tailscale-daemon. 5"));
+    CHECK(tells("100.100.100.100.in-addr.arpa", 12,
+                "0 | 100.100.100.100.in-addr.arpa. PTR magicdns.localhost-tailscale-daemon. 5"));
     CHECK(tells("b.0.0.0.0.4.2.6.6.9.d.c.3.4.8.4.2.1.b.a.0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa", 12,
         "0 | b.0.0.0.0.4.2.6.6.9.d.c.3.4.8.4.2.1.b.a.0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa. PTR web.tail.example.net. 5"));
     CHECK(tells("b._dns-sd._udp.0.0.64.100.in-addr.arpa", 12, "3" SOA("64.100.in-addr.arpa")));
@@ -647,7 +670,8 @@ static void families(void)
     CHECK(tells("web", 28, "0 | web. fd7a:115c:a1e0::b 5") && tells("web", 1, "0"));
     CHECK(tells("web", 255, "0 | web. fd7a:115c:a1e0::b 5") && tells("me", 28, "0 | me. fd7a:115c:a1e0::7 5"));
     start(SELF(SELF_BOTH, "") PEERS ",\"DNSConfig\":{\"Proxied\":true}}");
-    CHECK(tells("six", 28, "0 | six. fd7a:115c:a1e0::c 5") && tells("six", 1, "0") && tells("six", 255, "0 | six. fd7a:115c:a1e0::c 5"));
+    CHECK(tells("six", 28, "0 | six. fd7a:115c:a1e0::c 5") && tells("six", 1, "0") &&
+          tells("six", 255, "0 | six. fd7a:115c:a1e0::c 5"));
 }
 
 /* Without MagicDNS there are no zones and no short names; without a map nothing. */
@@ -709,10 +733,13 @@ static void arguments(void)
 /* Names of the map that cannot be sent. */
 static void bad_map(void)
 {
-    start(SELF(SELF_BOTH, "") PEERS ",\"DNSConfig\":{\"Proxied\":true,\"Routes\":{\".\":[],\"..\":[],\".x\":[]},\"ExtraRecords\":["
-          "{\"Name\":\"a..b\",\"Value\":\"1.1.1.1\"},{\"Name\":\".\",\"Value\":\"1.1.1.2\"},"
-          "{\"Name\":\"" L63 "l.x\",\"Value\":\"1.1.1.3\"}]}}");
-    CHECK(tells("1.1.1.1.in-addr.arpa", 12, "no") && tells("2.1.1.1.in-addr.arpa", 12, "no") && tells("3.1.1.1.in-addr.arpa", 12, "no"));
+    start(SELF(SELF_BOTH, "") PEERS ",\"DNSConfig\":{\"Proxied\":true,\"Routes\":{\".\":[],\"..\":[],\".x\":[]},"
+                                    "\"ExtraRecords\":["
+                                    "{\"Name\":\"a..b\",\"Value\":\"1.1.1.1\"},{\"Name\":\".\",\"Value\":\"1.1.1.2\"}"
+                                    ","
+                                    "{\"Name\":\"" L63 "l.x\",\"Value\":\"1.1.1.3\"}]}}");
+    CHECK(tells("1.1.1.1.in-addr.arpa", 12, "no") && tells("2.1.1.1.in-addr.arpa", 12, "no") &&
+          tells("3.1.1.1.in-addr.arpa", 12, "no"));
     CHECK(tells("a.b", 1, "no") && tells("x", 1, "no") && tells("", 1, "no"));
 }
 
@@ -797,7 +824,8 @@ static void noise(void)
     unsigned i, n;
     start(SELF(SELF_BOTH, "") PEERS "," DNS("true") "}");
     for (i = 0; i < 20000; i++) {
-        ask_as(0x0100, i % 2 == 0 ? "web.tail.example.net" : "11.0.64.100.in-addr.arpa", i % 3 == 0 ? 12 : 1, 1, i % 2, 0);
+        ask_as(0x0100, i % 2 == 0 ? "web.tail.example.net" : "11.0.64.100.in-addr.arpa", i % 3 == 0 ? 12 : 1, 1,
+               i % 2, 0);
         query[0] = 0xbe;
         for (n = 0; n < 1 + i % 3; n++)
             query[2 + tn_test_random() % (query_len - 2)] = (uint8_t)tn_test_random();

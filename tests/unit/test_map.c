@@ -36,8 +36,8 @@ static void start(uint16_t peers, uint16_t routes, uint16_t regions)
 static void invariants(void)
 {
     uint16_t i, found;
-    size_t   count = 0, t, used[TN_MAP_TABLES] = { 0, 0, 0, 0 };
-    for (i = 0; i < map.max.peers; i++) {
+    size_t   count = 0, t, used[TN_MAP_BYS] = { 0, 0, 0, 0, 0 };
+    for (i = 0; i < map.limits.peers; i++) {
         const tn_map_peer *p = &map.peers[i];
         tailnet_addr       ip;
         if ((p->flags & TN_MAP_USED) == 0) continue;
@@ -50,24 +50,31 @@ static void invariants(void)
         tn_map_addr(p, 4, &ip);
         if (ip.family != 0) {
             CHECK(tn_map_by_own_ip(&map, &ip, &found) && map.peers[found].id <= p->id);
-            used[0]++;
+            used[TN_MAP_BY_IP4]++;
         }
         tn_map_addr(p, 6, &ip);
         if (ip.family != 0) {
             CHECK(tn_map_by_own_ip(&map, &ip, &found) && map.peers[found].id <= p->id);
-            used[0]++;
+            used[TN_MAP_BY_IP6]++;
         }
         if ((p->flags & TN_MAP_DISCO_KEY) != 0) used[TN_MAP_BY_DISCO]++;
         CHECK(p->name[TAILNET_MAX_NAME] == '\0');
     }
     used[TN_MAP_BY_KEY] = used[TN_MAP_BY_ID] = count;
     CHECK(tn_map_count(&map) == count);
-    for (t = 0; t < TN_MAP_TABLES; t++) {
-        size_t n = 0, k;
-        for (k = 0; k < tn_map_slots(&map.max, (unsigned)t); k++) n += map.slots[t][k] != TN_MAP_NONE;
+    for (t = 0; t < TN_MAP_BYS; t++) {
+        size_t heads = tn_map_heads(&map.limits), n = 0, k;
+        for (k = 0; k < heads; k++) {
+            i = map.index[t * (heads + map.limits.peers) + k];
+            for (; i != TN_MAP_NONE && n <= count; i = *tn_map_next(&map, (unsigned)t, i)) {
+                CHECK(tn_map_peer_at(&map, i) != NULL);
+                CHECK(*tn_map_head(&map, (unsigned)t, tn_map_bytes(&map, (unsigned)t, i)) != TN_MAP_NONE);
+                n++;
+            }
+        }
         CHECK(n == used[t]);
     }
-    CHECK(map.route_count <= map.max.routes);
+    CHECK(map.route_count <= map.limits.routes);
     for (i = 0; i < map.route_count; i++) CHECK(tn_map_peer_at(&map, map.routes[i].peer) != NULL);
     CHECK(map.exit_index == TN_MAP_NONE || tn_map_peer_at(&map, map.exit_index) != NULL);
     CHECK(map.going == TN_MAP_NONE && map.change_kind == 0 && map.todo == TN_MAP_DO_NOTHING);
@@ -79,9 +86,9 @@ static void changes(void)
     uint16_t index;
     uint8_t  kind;
     while (tn_map_change(&map, &flt, &index, &kind, now_ms)) {
-        log_len += (size_t)snprintf(log_text + log_len, sizeof log_text - log_len, "%u:%s%u ", kind,
-                                    kind == TN_MAP_ASK ? "ask" : "",
-                                    kind == TN_MAP_ASK ? (unsigned)map.work.node.peer.id : (unsigned)map.peers[index].id);
+        log_len += (size_t)snprintf(
+            log_text + log_len, sizeof log_text - log_len, "%u:%s%u ", kind, kind == TN_MAP_ASK ? "ask" : "",
+            kind == TN_MAP_ASK ? (unsigned)map.work.node.peer.id : (unsigned)map.peers[index].id);
         if (kind == TN_MAP_ASK) tn_map_keep(&map, keep(&map.work.node.peer));
         if ((kind & TN_MAP_GOING) != 0) {
             uint16_t found;
@@ -137,17 +144,17 @@ static void dump(char *dst, size_t cap)
     const char  *text;
     tailnet_addr a;
     tailnet_prefix pre;
-    at += (size_t)snprintf(dst, cap, "self %u %s %u %d %d exp %u suffix %s lock %d first %d missing %d over %u\n",
-                           (unsigned)map.self.id, map.self.name, map.self.region, map.self.authorized,
+    at += (size_t)snprintf(dst, cap, "self %u %s %d %d exp %u suffix %s lock %d first %d missing %d over %u\n",
+                           (unsigned)map.self.id, map.self.name, map.self.authorized,
                            map.self.expired, (unsigned)(map.self.expiry_ms / 1000), tn_map_suffix(&map), map.lock_on,
                            map.first, map.peers_missing, map.passed_over);
-    for (i = 0; i < map.max.peers; i++) {
+    for (i = 0; i < map.limits.peers; i++) {
         const tn_map_peer *p = tn_map_peer_at(&map, i);
         tailnet_addr       places[8];
         if (p == NULL) continue;
-        at += (size_t)snprintf(dst + at, cap - at, "peer %u %llu %llu %s fl %lx reg %u exp %llu ", i, (unsigned long long)p->id,
-                               (unsigned long long)p->user, p->name, (unsigned long)p->flags, p->region,
-                               (unsigned long long)p->expiry_ms);
+        at += (size_t)snprintf(dst + at, cap - at, "peer %u %llu %llu %s fl %lx reg %u exp %llu ", i,
+                               (unsigned long long)p->id, (unsigned long long)p->user, p->name,
+                               (unsigned long)(p->flags & ~TN_MAP_SEEN), p->region, (unsigned long long)p->expiry_ms);
         at = put(dst, at, cap, p->key, 32);
         at = put(dst, at, cap, p->disco, 32);
         at = put(dst, at, cap, p->ip4, 4);
@@ -162,8 +169,8 @@ static void dump(char *dst, size_t cap)
     }
     for (n = 0; tn_map_region_at(&map, n) != NULL; n++) {
         const tn_map_region *r = tn_map_region_at(&map, n);
-        at += (size_t)snprintf(dst + at, cap - at, "region %u %s %u %u %u %u\n", r->id, tn_map_region_host(r), r->port, r->stun_port,
-                               r->flags, tn_map_region_score(&map, r->id));
+        at += (size_t)snprintf(dst + at, cap - at, "region %u %s %u %u %u %u\n", r->id, tn_map_region_host(r),
+                               r->port, r->stun_port, r->flags, tn_map_region_score(&map, r->id));
     }
     for (n = 0; tn_map_dns(&map, n, &kind, &text, &a); n++) {
         at += (size_t)snprintf(dst + at, cap - at, "dns %u %s %u %u ", kind, text, a.family, a.port);
@@ -200,14 +207,17 @@ static const char *node(unsigned id, const char *more)
     static char text[4][1600];
     static int  turn;
     char       *t = text[turn++ % 4];
-    snprintf(t, 1600, "{\"ID\":%u,\"Name\":\"p%u.t.net.\",\"Key\":\"nodekey:%064x\",\"DiscoKey\":\"discokey:%064x\","
-             "\"Addresses\":[\"100.64.%u.%u/32\",\"fd7a:115c:a1e0::%x/128\"],\"HomeDERP\":1%s}", id, id, id + 1, id + 0x5000,
-             id / 256, id % 256, id, more);
+    snprintf(t, 1600,
+             "{\"ID\":%u,\"Name\":\"p%u.t.net.\",\"Key\":\"nodekey:%064x\",\"DiscoKey\":\"discokey:%064x\","
+             "\"Addresses\":[\"100.64.%u.%u/32\",\"fd7a:115c:a1e0::%x/128\"],\"HomeDERP\":1%s}",
+             id, id, id + 1, id + 0x5000, id / 256, id % 256, id, more);
     return t;
 }
 
-#define SELF "\"Node\":{\"ID\":7000,\"Name\":\"me.t.net.\",\"Key\":\"nodekey:" \
-    "7777777777777777777777777777777777777777777777777777777777777777\",\"Addresses\":[\"100.99.0.1/32\"],\"MachineAuthorized\":true}"
+#define SELF                                                                                                         \
+    "\"Node\":{\"ID\":7000,\"Name\":\"me.t.net.\",\"Key\":\"nodekey:"                                                \
+    "7777777777777777777777777777777777777777777777777777777777777777\",\"Addresses\":[\"100.99.0.1/"                \
+    "32\"],\"MachineAuthorized\":true}"
 
 static void first(const char *more)
 {
@@ -315,7 +325,8 @@ static void recorded_deltas(void)
     CHECK(map.lock_on);
     CHECK(tn_map_region_by_id(&map, 3) == NULL && tn_map_region_by_id(&map, 900) == NULL);     /* bad pin */
     CHECK(!tn_map_dns(&map, 0, &kind, &text, &a));      /* the empty one came last */
-    CHECK(tn_map_region_score(&map, 1) == 800 && tn_map_region_score(&map, 4) == 1500 && tn_map_region_score(&map, 5) == 1000);
+    CHECK(tn_map_region_score(&map, 1) == 800 && tn_map_region_score(&map, 4) == 1500 &&
+          tn_map_region_score(&map, 5) == 1000);
     CHECK(map.sleep_ms == 1500);
 }
 
@@ -409,10 +420,13 @@ static void full(void)
 {
     char peers[6000];
     start(8, 8, 4);
-    snprintf(peers, sizeof peers, "\"Peers\":[%s,%s,%s],\"DERPMap\":{\"Regions\":{\"1\":{\"Nodes\":[{\"HostName\":\"r.x\"}]}}},"
+    snprintf(peers, sizeof peers,
+             "\"Peers\":[%s,%s,%s],\"DERPMap\":{\"Regions\":{\"1\":{\"Nodes\":[{\"HostName\":\"r.x\"}]}}},"
              "\"DNSConfig\":{\"Domains\":[\"t.net\"],\"Proxied\":true},\"TKAInfo\":{\"Head\":\"A\"},"
-             "\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"100.64.0.2\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{\"First\":0,\"Last\":65535}}]}]}",
-             node(1, ""), node(2, ",\"Online\":true"), node(3, ",\"AllowedIPs\":[\"100.64.0.3/32\",\"10.3.0.0/16\"]"));
+             "\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"100.64.0.2\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{"
+             "\"First\":0,\"Last\":65535}}]}]}",
+             node(1, ""), node(2, ",\"Online\":true"),
+             node(3, ",\"AllowedIPs\":[\"100.64.0.3/32\",\"10.3.0.0/16\"]"));
     first(peers);
     CHECK(tn_map_count(&map) == 3);
 }
@@ -436,12 +450,36 @@ static tailnet_result allowed(unsigned from)
 
 static void rows_without_effect(void)
 {
-    static const char *const names[] = {
-        "MapSessionHandle", "Seq", "KeepAlive", "PingRequest", "PopBrowserURL", "Node", "DERPMap", "Peers", "PeersChanged",
-        "PeersRemoved", "PeersChangedPatch", "PeerSeenChange", "OnlineChange", "DNSConfig", "Domain", "CollectServices",
-        "PacketFilter", "PacketFilters", "UserProfiles", "Health", "DisplayMessages", "SSHPolicy", "ControlTime", "TKAInfo",
-        "DomainDataPlaneAuditLogID", "Debug", "ControlDialPlan", "ClientVersion", "DefaultAutoUpdate", "Unknown"
-    };
+    static const char *const names[] = { "MapSessionHandle",
+                                         "Seq",
+                                         "KeepAlive",
+                                         "PingRequest",
+                                         "PopBrowserURL",
+                                         "Node",
+                                         "DERPMap",
+                                         "Peers",
+                                         "PeersChanged",
+                                         "PeersRemoved",
+                                         "PeersChangedPatch",
+                                         "PeerSeenChange",
+                                         "OnlineChange",
+                                         "DNSConfig",
+                                         "Domain",
+                                         "CollectServices",
+                                         "PacketFilter",
+                                         "PacketFilters",
+                                         "UserProfiles",
+                                         "Health",
+                                         "DisplayMessages",
+                                         "SSHPolicy",
+                                         "ControlTime",
+                                         "TKAInfo",
+                                         "DomainDataPlaneAuditLogID",
+                                         "Debug",
+                                         "ControlDialPlan",
+                                         "ClientVersion",
+                                         "DefaultAutoUpdate",
+                                         "Unknown" };
     static const char *const values[] = { "null", "17", "\"x\"", "true", "1.5e3" };
     size_t i, k;
     full();
@@ -457,13 +495,18 @@ static void rows_without_effect(void)
     row("PeersChanged []", "\"PeersChanged\":[]");
     row("PeersRemoved []", "\"PeersRemoved\":[]");
     row("unknown id", "\"PeersRemoved\":[99,0,-1,9007199254740993,1.5,\"1\",null,18446744073709551615]");
-    row("patches", "\"PeersChangedPatch\":[{},{\"NodeID\":99,\"Online\":true},{\"NodeID\":1},null,1,{\"NodeID\":1,\"Endpoints\":null,\"CapMap\":null,\"DERPRegion\":0,\"Key\":\"bad\",\"Key\":\"nodekey:0000000000000000000000000000000000000000000000000000000000000000\"}]");
+    row("patches", "\"PeersChangedPatch\":[{},{\"NodeID\":99,\"Online\":true},{\"NodeID\":1},null,1,{\"NodeID\":1,"
+                   "\"Endpoints\":null,\"CapMap\":null,\"DERPRegion\":0,\"Key\":\"bad\",\"Key\":\"nodekey:"
+                   "0000000000000000000000000000000000000000000000000000000000000000\"}]");
     row("online {}", "\"OnlineChange\":{},\"PeerSeenChange\":{\"1\":true}");
     row("online null", "\"OnlineChange\":{\"2\":null,\"x\":true,\"\":true,\"99\":true}");
     row("filters {}", "\"PacketFilters\":{}");
-    row("derp null", "\"DERPMap\":{\"Regions\":null},\"DERPMap\":{\"HomeParams\":{\"RegionScore\":null}},\"DERPMap\":{}");
-    row("others", "\"Health\":[],\"Health\":[\"x\"],\"DisplayMessages\":{\"*\":null},\"SSHPolicy\":{\"rules\":[]},\"UserProfiles\":[{\"ID\":1}]");
-    row("a node without key", "\"PeersChanged\":[{\"ID\":5},{\"Key\":\"nodekey:1111111111111111111111111111111111111111111111111111111111111111\"},{},null,[],5]");
+    row("derp null", "\"DERPMap\":{\"Regions\":null},\"DERPMap\":{\"HomeParams\":{\"RegionScore\":null}},\"DERPMap\":"
+                     "{}");
+    row("others", "\"Health\":[],\"Health\":[\"x\"],\"DisplayMessages\":{\"*\":null},\"SSHPolicy\":{\"rules\":[]},"
+                  "\"UserProfiles\":[{\"ID\":1}]");
+    row("a node without key", "\"PeersChanged\":[{\"ID\":5},{\"Key\":\"nodekey:"
+                              "1111111111111111111111111111111111111111111111111111111111111111\"},{},null,[],5]");
     row("keep-alive", "\"KeepAlive\":true,\"ControlTime\":\"2026-11-21T08:15:00.5+02:00\"");
     CHECK(map.keep_alive && map.control_time_ms == 1795241700500u);
     CHECK(allowed(2) == TAILNET_OK && allowed(1) == TAILNET_ERR_DENIED);
@@ -475,7 +518,8 @@ static void rows_with_effect(void)
     const char  *text;
     tailnet_addr a;
     full();
-    CHECK(say("{\"PopBrowserURL\":\"https://x/\\u0026\"}") == TN_MAP_OK && last == TN_MAP_BROWSE && strcmp(browse, "https://x/&") == 0);
+    CHECK(say("{\"PopBrowserURL\":\"https://x/\\u0026\"}") == TN_MAP_OK && last == TN_MAP_BROWSE &&
+          strcmp(browse, "https://x/&") == 0);
     CHECK(say("{\"OnlineChange\":{\"1\":true,\"2\":false}}") == TN_MAP_OK);
     CHECK((map.peers[at_id(1)].flags & 1u) == 1 && (map.peers[at_id(2)].flags & 1u) == 0);
     sayf("{\"PeersChanged\":[%s]}", node(4, ""));
@@ -483,10 +527,12 @@ static void rows_with_effect(void)
     sayf("{\"PeersChanged\":[%s],\"PeersRemoved\":[4,3]}", node(4, ",\"Online\":true"));
     CHECK(tn_map_count(&map) == 3 && at_id(4) != TN_MAP_NONE && at_id(3) == TN_MAP_NONE);
     CHECK(say("{\"PacketFilter\":[]}") == TN_MAP_OK && allowed(2) == TAILNET_ERR_DENIED);
-    CHECK(say("{\"PacketFilters\":{\"a\":[{\"SrcIPs\":[\"100.64.0.2\"],\"DstPorts\":[{\"IP\":\"100.99.0.1\",\"Ports\":{\"First\":22,\"Last\":22}}]}]}}") == TN_MAP_OK);
+    CHECK(say("{\"PacketFilters\":{\"a\":[{\"SrcIPs\":[\"100.64.0.2\"],\"DstPorts\":[{\"IP\":\"100.99.0.1\","
+              "\"Ports\":{\"First\":22,\"Last\":22}}]}]}}") == TN_MAP_OK);
     CHECK(allowed(2) == TAILNET_OK);
     CHECK(say("{\"PacketFilters\":{\"b\":[],\"a\":null}}") == TN_MAP_OK && allowed(2) == TAILNET_ERR_DENIED);
-    CHECK(say("{\"PacketFilter\":[{\"SrcIPs\":[\"*\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{\"First\":0,\"Last\":65535}}]}]}") == TN_MAP_OK);
+    CHECK(say("{\"PacketFilter\":[{\"SrcIPs\":[\"*\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{\"First\":0,\"Last\":"
+              "65535}}]}]}") == TN_MAP_OK);
     CHECK(allowed(1) == TAILNET_OK);
     CHECK(say("{\"PacketFilters\":{\"*\":null}}") == TN_MAP_OK && allowed(1) == TAILNET_ERR_DENIED);
     CHECK(say("{\"DNSConfig\":{}}") == TN_MAP_OK && !map.dns_proxied && !tn_map_dns(&map, 0, &kind, &text, &a));
@@ -495,9 +541,12 @@ static void rows_with_effect(void)
     CHECK(say("{\"Debug\":{\"SleepSeconds\":4000}}") == TN_MAP_OK && map.sleep_ms == 300000);
     CHECK(say("{\"DERPMap\":{\"Regions\":{}}}") == TN_MAP_OK && tn_map_region_at(&map, 0) == NULL);
     /* a full list in mid-stream: deltas beside it do not count, the others go */
-    sayf("{\"Peers\":[%s],\"PeersRemoved\":[1],\"OnlineChange\":{\"1\":true},\"PeersChangedPatch\":[{\"NodeID\":1,\"DERPRegion\":9}]}", node(1, ""));
+    sayf("{\"Peers\":[%s],\"PeersRemoved\":[1],\"OnlineChange\":{\"1\":true},\"PeersChangedPatch\":[{\"NodeID\":1,"
+         "\"DERPRegion\":9}]}",
+         node(1, ""));
     CHECK(tn_map_count(&map) == 1 && map.peers[at_id(1)].region == 1 && (map.peers[at_id(1)].flags & 1u) == 0);
-    CHECK(say("{\"Node\":{\"ID\":7000,\"Key\":\"nodekey:7777777777777777777777777777777777777777777777777777777777777777\",\"Expired\":true,"
+    CHECK(say("{\"Node\":{\"ID\":7000,\"Key\":\"nodekey:"
+              "7777777777777777777777777777777777777777777777777777777777777777\",\"Expired\":true,"
               "\"CapMap\":{\"only-tcp-443\":null,\"x\":[{\"a\":[{}]}]}}}") == TN_MAP_OK);
     CHECK(map.self.expired && map.self.only_443 && !map.self.authorized && map.self.ip4.family == 0);
 }
@@ -513,7 +562,8 @@ static void streams(void)
     CHECK(tn_map_count(&map) == 3);
     first("");                                                      /* no peers: none */
     CHECK(tn_map_count(&map) == 0 && map.dns_len == 0 && !map.lock_on && allowed(2) == TAILNET_ERR_NO_ROUTE);
-    CHECK((tn_map_events(&map) & (TAILNET_EVENT_PEERS | TAILNET_EVENT_DNS)) == (TAILNET_EVENT_PEERS | TAILNET_EVENT_DNS));
+    CHECK((tn_map_events(&map) & (TAILNET_EVENT_PEERS | TAILNET_EVENT_DNS)) ==
+          (TAILNET_EVENT_PEERS | TAILNET_EVENT_DNS));
     CHECK(tn_map_region_by_id(&map, 1) != NULL);
     /* a message that breaks off leaves the filter as it was */
     full();
@@ -521,7 +571,8 @@ static void streams(void)
     {
         tn_js       js;
         tn_js_event ev;
-        const char *half = "{\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"*\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{\"First\":0,\"Last\":65535}}]}";
+        const char *half = "{\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"*\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{"
+                           "\"First\":0,\"Last\":65535}}]}";
         tn_js_init(&js);
         tn_js_feed(&js, half, strlen(half));
         while ((ev = tn_js_next(&js)) > TN_JS_MORE) CHECK(tn_map_take(&map, &flt, &js, ev, now_ms) == TN_MAP_OK);
@@ -538,12 +589,18 @@ static void nodes(void)
     tailnet_addr a, places[8];
     start(8, 8, 4);
     first("");
-    sayf("{\"PeersChanged\":[%s]}", "{\"ID\":9007199254740993,\"Name\":\"Six\\u002eT.NET\",\"User\":5954820057290456,\"Key\":\"nodekey:aa00000000000000000000000000000000000000000000000000000000000000\",\"Addresses\":[\"fd7a:115c:a1e0::5/128\"],\"HomeDERP\":3,\"Tags\":null,\"Endpoints\":[\"198.51.100.77:41641\",\"[2001:db8::77]:41641\",\"bad\",\"1.2.3.4:0\",\"10.0.0.1:1\"]}");
+    sayf("{\"PeersChanged\":[%s]}", "{\"ID\":9007199254740993,\"Name\":\"Six\\u002eT.NET\",\"User\":5954820057290456,"
+                                    "\"Key\":\"nodekey:"
+                                    "aa00000000000000000000000000000000000000000000000000000000000000\","
+                                    "\"Addresses\":[\"fd7a:115c:a1e0::5/"
+                                    "128\"],\"HomeDERP\":3,\"Tags\":null,\"Endpoints\":[\"198.51.100.77:41641\",\"["
+                                    "2001:db8::77]:41641\",\"bad\",\"1.2.3.4:0\",\"10.0.0.1:1\"]}");
     i = at_id(9007199254740993u);
     CHECK(i != TN_MAP_NONE && at_id(9007199254740992u) == TN_MAP_NONE);
     CHECK(map.peers[i].user == 5954820057290456u && strcmp(map.peers[i].name, "six") == 0);
     CHECK(strcmp(tn_map_domain(&map, &map.peers[i]), "t.net") == 0);
-    CHECK(named("six", 9007199254740993u) && named("SIX.t.net.", 9007199254740993u) && named("si", 0) && named("", 0) && named(".", 0));
+    CHECK(named("six", 9007199254740993u) && named("SIX.t.net.", 9007199254740993u) && named("si", 0) &&
+          named("", 0) && named(".", 0));
     CHECK(finds("fd7a:115c:a1e0::5", 9007199254740993u) && finds("100.64.0.5", 0));
     CHECK(tn_map_places(&map, i, places, 8) == 2 && places[0].port == 41641 && places[1].family == 6);
     CHECK((map.peers[i].flags & TN_MAP_DISCO_KEY) == 0 && tn_map_usable(&map, &map.peers[i]));
@@ -552,28 +609,35 @@ static void nodes(void)
     CHECK(finds("100.64.0.1", 1) && finds("fd7a:115c:a1e0::1", 1));
     sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[]"));
     CHECK(finds("100.64.0.1", 0) && !tn_map_usable(&map, &map.peers[at_id(1)]));
-    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"10.1.2.3/8\",\"10.0.0.0/8\",\"100.64.0.1/32\",\"0.0.0.0/0\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"10.1.2.3/8\",\"10.0.0.0/8\",\"100.64.0.1/"
+                                            "32\",\"0.0.0.0/0\"]"));
     CHECK(finds("100.64.0.1", 1) && finds("fd7a:115c:a1e0::1", 0) && finds("10.9.9.9", 0));
     tn_map_prefs(&map, "p1", true);
     CHECK(finds("10.9.9.9", 1) && finds("8.8.8.8", 0));             /* one default does not make an exit node */
-    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"::/0\",\"10.0.0.0/8\",\"100.64.0.1/32\",\"0.0.0.0/0\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"::/0\",\"10.0.0.0/8\",\"100.64.0.1/32\",\"0.0.0.0/"
+                                            "0\"]"));
     CHECK(finds("8.8.8.8", 1) && finds("2001:db8::1", 1) && finds("100.64.77.77", 0));
     CHECK((map.peers[at_id(1)].flags & TAILNET_PEER_IS_EXIT) != 0);
-    sayf("{\"PeersChanged\":[%s]}", node(2, ",\"AllowedIPs\":[\"10.2.0.0/16\",\"100.64.0.2/32\",\"192.0.2.7/32\",\"100.64.9.9/32\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(2, ",\"AllowedIPs\":[\"10.2.0.0/16\",\"100.64.0.2/32\",\"192.0.2.7/"
+                                            "32\",\"100.64.9.9/32\"]"));
     CHECK(finds("10.2.0.1", 2) && finds("10.3.0.1", 1) && finds("192.0.2.7", 2) && finds("100.64.9.9", 2));
     CHECK(tn_ip_parse(&a, "100.64.0.2", 10) && !tn_map_owns(&map, at_id(1), &a) && tn_map_owns(&map, at_id(2), &a));
     tn_map_prefs(&map, "100.64.0.1", false);
-    CHECK(finds("10.2.0.1", 1) && finds("192.0.2.7", 1) && finds("100.64.9.9", 2));     /* to the exit node, as routes are off */
+    CHECK(finds("10.2.0.1", 1) && finds("192.0.2.7", 1) &&
+          finds("100.64.9.9", 2)); /* to the exit node, as routes are off */
     sayf("{\"PeersChanged\":[%s]}", node(1, ",\"Expired\":true,\"AllowedIPs\":[\"0.0.0.0/0\",\"::/0\"]"));
     CHECK(finds("8.8.8.8", 0));                                     /* fails closed */
     tn_map_prefs(&map, NULL, false);
     /* same address twice: the lower id, then the other */
-    sayf("{\"PeersChanged\":[%s]}", "{\"ID\":90,\"Key\":\"nodekey:bb00000000000000000000000000000000000000000000000000000000000000\",\"HomeDERP\":1,\"Addresses\":[\"100.64.0.2/32\"]}");
+    sayf("{\"PeersChanged\":[%s]}", "{\"ID\":90,\"Key\":\"nodekey:"
+                                    "bb00000000000000000000000000000000000000000000000000000000000000\",\"HomeDERP\":"
+                                    "1,\"Addresses\":[\"100.64.0.2/32\"]}");
     CHECK(finds("100.64.0.2", 2));
     CHECK(say("{\"PeersRemoved\":[2]}") == TN_MAP_OK);
     CHECK(finds("100.64.0.2", 90));
     /* safety members */
-    sayf("{\"PeersChanged\":[%s]}", node(5, ",\"UnsignedPeerAPIOnly\":true,\"AllowedIPs\":[\"10.5.0.0/16\",\"0.0.0.0/0\",\"::/0\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(5, ",\"UnsignedPeerAPIOnly\":true,\"AllowedIPs\":[\"10.5.0.0/16\",\"0.0.0.0/"
+                                            "0\",\"::/0\"]"));
     tn_map_prefs(&map, "p5", true);
     CHECK(finds("10.5.0.1", 0) && finds("100.64.0.5", 5));
     {
@@ -596,8 +660,11 @@ static void kinds_of_change(void)
     CHECK(strcmp(log_text, "") == 0);                               /* nothing new */
     CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":1,\"Endpoints\":[\"1.2.3.4:5\"]}]}") == TN_MAP_OK);
     CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":1,\"Endpoints\":[]}]}") == TN_MAP_OK);
-    CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":2,\"DERPRegion\":12},{\"NodeID\":2,\"Online\":false}]}") == TN_MAP_OK);
-    CHECK(say("{\"PeersChangedPatch\":[{\"Key\":\"nodekey:cc00000000000000000000000000000000000000000000000000000000000000\",\"DiscoKey\":\"discokey:dd00000000000000000000000000000000000000000000000000000000000000\",\"NodeID\":3}]}") == TN_MAP_OK);
+    CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":2,\"DERPRegion\":12},{\"NodeID\":2,\"Online\":false}]}") ==
+          TN_MAP_OK);
+    CHECK(say("{\"PeersChangedPatch\":[{\"Key\":\"nodekey:"
+              "cc00000000000000000000000000000000000000000000000000000000000000\",\"DiscoKey\":\"discokey:"
+              "dd00000000000000000000000000000000000000000000000000000000000000\",\"NodeID\":3}]}") == TN_MAP_OK);
     CHECK(strcmp(log_text, "8:1 8:1 8:2 6:3 ") == 0);
     log_len = 0;
     sayf("{\"PeersChanged\":[%s]}", node(2, ",\"Expired\":true"));
@@ -606,10 +673,13 @@ static void kinds_of_change(void)
     CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":2,\"KeyExpiry\":\"0001-01-01T00:00:00Z\"}]}") == TN_MAP_OK);
     CHECK(finds("100.64.0.2", 2));
     /* the key of another one: that one goes first */
-    CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":1,\"Key\":\"nodekey:0000000000000000000000000000000000000000000000000000000000000003\"}]}") == TN_MAP_OK);
+    CHECK(say("{\"PeersChangedPatch\":[{\"NodeID\":1,\"Key\":\"nodekey:"
+              "0000000000000000000000000000000000000000000000000000000000000003\"}]}") == TN_MAP_OK);
     CHECK(strcmp(log_text, "1:2 2:1 ") == 0 && at_id(2) == TN_MAP_NONE);
     log_len = 0;
-    sayf("{\"PeersChanged\":[%s]}", "{\"ID\":50,\"Key\":\"nodekey:0000000000000000000000000000000000000000000000000000000000000003\",\"HomeDERP\":1,\"Addresses\":[\"100.64.0.50/32\"]}");
+    sayf("{\"PeersChanged\":[%s]}", "{\"ID\":50,\"Key\":\"nodekey:"
+                                    "0000000000000000000000000000000000000000000000000000000000000003\",\"HomeDERP\":"
+                                    "1,\"Addresses\":[\"100.64.0.50/32\"]}");
     CHECK(strcmp(log_text, "1:1 ") == 0 && finds("100.64.0.50", 50));
 }
 
@@ -639,19 +709,27 @@ static void relays(void)
     start(4, 4, 2);
     tn_map_home(&map, 9);
     first("\"DERPMap\":{\"HomeParams\":{\"RegionScore\":{\"2\":0.85,\"x\":2,\"3\":-1,\"4\":0}},\"Regions\":{"
-          "\"1\":{\"Nodes\":null},\"2\":{\"Avoid\":true,\"Nodes\":[{\"HostName\":\"s\",\"STUNOnly\":true},{\"CertName\":\"c.x\",\"HostName\":\"two\",\"IPv4\":\"192.0.2.2\",\"IPv6\":\"none\",\"STUNPort\":-1,\"DERPPort\":0,\"CanPort80\":true},{\"HostName\":\"later\"}]},"
-          "\"3\":{\"Nodes\":[{\"HostName\":\"three\"}]},\"9\":{\"Nodes\":[{\"HostName\":\"192.0.2.9\",\"CertName\":\"sha256-raw:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"IPv6\":\"2001:db8::9\",\"DERPPort\":8443}]},"
+          "\"1\":{\"Nodes\":null},\"2\":{\"Avoid\":true,\"Nodes\":[{\"HostName\":\"s\",\"STUNOnly\":true},{"
+          "\"CertName\":\"c.x\",\"HostName\":\"two\",\"IPv4\":\"192.0.2.2\",\"IPv6\":\"none\",\"STUNPort\":-1,"
+          "\"DERPPort\":0,\"CanPort80\":true},{\"HostName\":\"later\"}]},"
+          "\"3\":{\"Nodes\":[{\"HostName\":\"three\"}]},\"9\":{\"Nodes\":[{\"HostName\":\"192.0.2.9\",\"CertName\":"
+          "\"sha256-raw:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"IPv6\":\"2001:db8::9\","
+          "\"DERPPort\":8443}]},"
           "\"70000\":{\"Nodes\":[{\"HostName\":\"x\"}]},\"0\":{\"Nodes\":[{\"HostName\":\"x\"}]}}}");
     r = tn_map_region_by_id(&map, 2);
     CHECK(r != NULL && tn_map_region_by_id(&map, 3) == NULL);       /* home pushed it out */
     if (r == NULL) return;
-    CHECK(strcmp(tn_map_region_host(r), "two") == 0 && strcmp(tn_map_region_name(r), "c.x") == 0 && tn_map_region_pin(r) == NULL);
-    CHECK(r->port == 443 && r->stun_port == 0 && tn_map_region_score(&map, 2) == 850 && tn_map_region_score(&map, 3) == 1000);
-    CHECK(r->flags == (TN_MAP_REGION_IP4 | TN_MAP_REGION_NO6 | TN_MAP_REGION_NOT_HOME | TN_MAP_REGION_PORT80));
+    CHECK(strcmp(tn_map_region_host(r), "two") == 0 && strcmp(tn_map_region_name(r), "c.x") == 0 &&
+          tn_map_region_pin(r) == NULL);
+    CHECK(r->port == 443 && r->stun_port == 0 && tn_map_region_score(&map, 2) == 850 &&
+          tn_map_region_score(&map, 3) == 1000);
+    CHECK(r->flags == (TN_MAP_REGION_IP4 | TN_MAP_REGION_NO6 | TN_MAP_REGION_NOT_HOME | TN_MAP_REGION_PORT80 |
+                       TN_MAP_REGION_NAMED));
     tn_map_region_addr(r, 4, &a);
     CHECK(a.family == 4 && a.port == 443 && a.ip[3] == 2);
     r = tn_map_region_by_id(&map, 9);
-    CHECK(r != NULL && tn_map_region_pin(r) != NULL && tn_map_region_pin(r)[31] == 0xff && r->port == 8443 && r->stun_port == 3478);
+    CHECK(r != NULL && tn_map_region_pin(r) != NULL && tn_map_region_pin(r)[31] == 0xff && r->port == 8443 &&
+          r->stun_port == 3478);
     tn_map_region_addr(r, 6, &a);
     CHECK(a.family == 6 && a.port == 8443);
     /* a peer in a region that was passed over: read once more, once */
@@ -666,7 +744,10 @@ static void relays(void)
     for (len = 62; len <= 65; len++) {                              /* host names at the limit */
         memset(host, 'h', sizeof host);
         host[len] = '\0';
-        snprintf(text, sizeof text, "{" SELF ",\"DERPMap\":{\"Regions\":{\"5\":{\"Nodes\":[{\"HostName\":\"%s\"},{\"HostName\":\"a b\"},{\"HostName\":\"x\\r\\ny\"},{\"HostName\":\"fallback\"}]}}}}", host);
+        snprintf(text, sizeof text,
+                 "{" SELF ",\"DERPMap\":{\"Regions\":{\"5\":{\"Nodes\":[{\"HostName\":\"%s\"},{\"HostName\":\"a "
+                          "b\"},{\"HostName\":\"x\\r\\ny\"},{\"HostName\":\"fallback\"}]}}}}",
+                 host);
         CHECK(say(text) == TN_MAP_OK);
         r = tn_map_region_by_id(&map, 5);
         CHECK(r != NULL && strcmp(tn_map_region_host(r), len <= 63 ? host : "fallback") == 0);
@@ -683,18 +764,24 @@ static void dns(void)
     char         many[6000];
     size_t       at;
     start(4, 4, 2);
-    first("\"DNSConfig\":{\"Resolvers\":[{\"Addr\":\"1.1.1.1\"},{\"Addr\":\"[::1]:5353\"},{\"Addr\":\"https://dns.x/q\"}],\"Routes\":{"
-          "\"corp.x.\":[{\"Addr\":\"10.20.0.53\"},{\"Addr\":\"http://p:1/\"}],\"own.x\":null,\"own2.x\":[],\"64.100.in-addr.arpa\":[],\"only.http\":[{\"Addr\":\"https://a\"}]},"
-          "\"Domains\":[\"t.net\",\"\"],\"Proxied\":true,\"ExtraRecords\":[{\"Name\":\"g.t.net.\",\"Value\":\"100.64.0.4\"},{\"Name\":\"h\",\"Type\":\"TXT\",\"Value\":\"1.2.3.4\"}]}");
+    first("\"DNSConfig\":{\"Resolvers\":[{\"Addr\":\"1.1.1.1\"},{\"Addr\":\"[::1]:5353\"},{\"Addr\":\"https://dns.x/"
+          "q\"}],\"Routes\":{"
+          "\"corp.x.\":[{\"Addr\":\"10.20.0.53\"},{\"Addr\":\"http://p:1/"
+          "\"}],\"own.x\":null,\"own2.x\":[],\"64.100.in-addr.arpa\":[],\"only.http\":[{\"Addr\":\"https://a\"}]},"
+          "\"Domains\":[\"t.net\",\"\"],\"Proxied\":true,\"ExtraRecords\":[{\"Name\":\"g.t.net.\",\"Value\":\"100.64."
+          "0.4\"},{\"Name\":\"h\",\"Type\":\"TXT\",\"Value\":\"1.2.3.4\"}]}");
     CHECK(map.dns_proxied);
-    CHECK(tn_map_dns(&map, 0, &kind, &text, &a) && kind == TN_MAP_DNS_RESOLVER && a.family == 4 && a.port == 53 && *text == '\0');
+    CHECK(tn_map_dns(&map, 0, &kind, &text, &a) && kind == TN_MAP_DNS_RESOLVER && a.family == 4 && a.port == 53 &&
+          *text == '\0');
     CHECK(tn_map_dns(&map, 1, &kind, &text, &a) && a.family == 6 && a.port == 5353);
     CHECK(tn_map_dns(&map, 2, &kind, &text, &a) && a.family == 0 && strcmp(text, "https://dns.x/q") == 0);
-    CHECK(tn_map_dns(&map, 3, &kind, &text, &a) && kind == TN_MAP_DNS_SPLIT && strcmp(text, "corp.x") == 0 && a.ip[3] == 53);
+    CHECK(tn_map_dns(&map, 3, &kind, &text, &a) && kind == TN_MAP_DNS_SPLIT && strcmp(text, "corp.x") == 0 &&
+          a.ip[3] == 53);
     CHECK(tn_map_dns(&map, 4, &kind, &text, &a) && strcmp(text, "own.x") == 0 && a.family == 0);
     CHECK(tn_map_dns(&map, 5, &kind, &text, &a) && strcmp(text, "own2.x") == 0 && a.family == 0);
     CHECK(tn_map_dns(&map, 6, &kind, &text, &a) && kind == TN_MAP_DNS_SEARCH && strcmp(text, "t.net") == 0);
-    CHECK(tn_map_dns(&map, 7, &kind, &text, &a) && kind == TN_MAP_DNS_RECORD && strcmp(text, "g.t.net") == 0 && a.ip[3] == 4);
+    CHECK(tn_map_dns(&map, 7, &kind, &text, &a) && kind == TN_MAP_DNS_RECORD && strcmp(text, "g.t.net") == 0 &&
+          a.ip[3] == 4);
     CHECK(!tn_map_dns(&map, 8, &kind, &text, &a));
     at = (size_t)sprintf(many, "{\"DNSConfig\":{\"Domains\":[");
     for (i = 0; i < 200; i++) at += (size_t)sprintf(many + at, "%s\"domain%u.x\"", i == 0 ? "" : ",", i);
@@ -708,27 +795,35 @@ static void pings(void)
 {
     char     text[3000], url[300];
     unsigned i, len;
-    const tn_map_ping *p = &map.work.ping;
+    const tn_map_item *p = &map.work.item;
     start(4, 4, 2);
     for (cut_mode = 0; cut_mode < 3; cut_mode++) {
         map.ping_hash = 0;
-        CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"https://unused/c2n/x?a=1\\u0026b=\\u003c2\\u003e\",\"URLIsNoise\":true,\"Types\":\"c2n\",\"Payload\":\"R0VUIC9lY2hvIEhUVFAvMS4xDQpIb3N0OiANCg0K\"}}") == TN_MAP_OK);
-        CHECK(last == TN_MAP_PING && strcmp(p->url, "https://unused/c2n/x?a=1&b=<2>") == 0 && p->noise && p->whole);
-        CHECK(strcmp(p->types, "c2n") == 0 && p->payload_len == 30);
+        CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"https://unused/c2n/"
+                  "x?a=1\\u0026b=\\u003c2\\u003e\",\"URLIsNoise\":true,\"Types\":\"c2n\",\"Payload\":"
+                  "\"R0VUIC9lY2hvIEhUVFAvMS4xDQpIb3N0OiANCg0K\"}}") == TN_MAP_OK);
+        CHECK(last == TN_MAP_PING && strcmp(p->text, "https://unused/c2n/x?a=1&b=<2>") == 0 && p->noise && p->whole);
+        CHECK(strcmp(p->more, "c2n") == 0 && p->payload_len == 30);
         CHECK_BYTES(p->payload, "GET /echo HTTP/1.1\r\nHost: \r\n\r\n", 30);
-        CHECK(say("{\"PingRequest\":{\"URL\":\"https://unused/c2n/x?a=1\\u0026b=\\u003c2\\u003e\"}}") == TN_MAP_ERROR || last == TN_MAP_OK);
-        for (i = 509; i <= 515; i++) {                              /* payloads around the limit */
-            size_t n = (size_t)sprintf(text, "{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"u%u\",\"Payload\":\"", i), k;
-            for (k = 0; k < (i + 2) / 3 * 4; k++) text[n++] = k * 3 / 4 < i && !(k == (i + 2) / 3 * 4 - 1 && i % 3 != 0) ? 'Q' : '=';
+        CHECK(say("{\"PingRequest\":{\"URL\":\"https://unused/c2n/x?a=1\\u0026b=\\u003c2\\u003e\"}}") ==
+                  TN_MAP_ERROR ||
+              last == TN_MAP_OK);
+        for (i = TN_MAP_PING_BODY - 3; i <= TN_MAP_PING_BODY + 3; i++) { /* payloads around the limit */
+            size_t n = (size_t)sprintf(text, "{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"u%u\",\"Payload\":\"",
+                                       i),
+                   k;
+            for (k = 0; k < (i + 2) / 3 * 4; k++)
+                text[n++] = k * 3 / 4 < i && !(k == (i + 2) / 3 * 4 - 1 && i % 3 != 0) ? 'Q' : '=';
             strcpy(text + n, "\"}}");
             CHECK(say(text) == TN_MAP_OK && last == TN_MAP_PING);
-            CHECK(p->whole == (i <= 512) && p->payload_len == (i <= 512 ? i : 512) && p->payload[0] == 0x41);
+            CHECK(p->whole == (i <= TN_MAP_PING_BODY) &&
+                  p->payload_len == (i <= TN_MAP_PING_BODY ? i : TN_MAP_PING_BODY) && p->payload[0] == 0x41);
         }
-        for (len = 254; len <= 290; len++) {
+        for (len = TN_MAP_TEXT - 2; len <= 290; len++) {
             memset(url, 'u', sizeof url);
             url[len] = '\0';
             snprintf(text, sizeof text, "{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"%s\"}}", url);
-            CHECK(say(text) == TN_MAP_OK && (last == TN_MAP_PING) == (len <= 255));
+            CHECK(say(text) == TN_MAP_OK && (last == TN_MAP_PING) == (len < TN_MAP_TEXT));
         }
         CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"a b\"}}") == TN_MAP_OK && last == TN_MAP_OK);
         CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{}}") == TN_MAP_OK && last == TN_MAP_OK);
@@ -773,7 +868,8 @@ static void directory_full(void)
     tn_map_busy(&map, at_id(1), true);
     log_len = 0;
     first(text);
-    CHECK(finds("100.64.0.8", 8) && at_id(9) != TN_MAP_NONE && at_id(1) != TN_MAP_NONE && tn_map_wants(&map, &own) == 0);
+    CHECK(finds("100.64.0.8", 8) && at_id(9) != TN_MAP_NONE && at_id(1) != TN_MAP_NONE &&
+          tn_map_wants(&map, &own) == 0);
     CHECK(strcmp(log_text, "1:3 1:2 ") == 0 && map.wants_met == 2 && map.wants_lost == 1);
     CHECK(tn_map_want_name(&map, "nobody", 6, true, now_ms) == TN_MAP_WISH_NO);
     now_ms += 601000;
@@ -825,14 +921,16 @@ static void ranks(void)
     static char text[8000];
     start(2, 4, 2);
     tn_map_prefs(&map, "p30", true);
-    snprintf(text, sizeof text, "\"Peers\":[%s,%s,%s,%s]", node(1, ""), node(2, ""), node(20, ",\"AllowedIPs\":[\"100.64.0.20/32\",\"10.0.0.0/8\"]"),
+    snprintf(text, sizeof text, "\"Peers\":[%s,%s,%s,%s]", node(1, ""), node(2, ""),
+             node(20, ",\"AllowedIPs\":[\"100.64.0.20/32\",\"10.0.0.0/8\"]"),
              node(30, ",\"AllowedIPs\":[\"0.0.0.0/0\",\"::/0\"]"));
     first(text);
     CHECK(at_id(20) != TN_MAP_NONE && at_id(30) != TN_MAP_NONE);
     CHECK(finds("8.8.8.8", 30) && finds("10.1.1.1", 20));
     /* named by a rule: the filter of the stream before counts */
     start(1, 4, 2);
-    first("\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"100.64.0.9\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{\"First\":1,\"Last\":2}}]}]}");
+    first("\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"100.64.0.9\"],\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{"
+          "\"First\":1,\"Last\":2}}]}]}");
     list(text, sizeof text, 7, 10, 1);
     first(text);
     CHECK(at_id(9) != TN_MAP_NONE);
@@ -846,14 +944,18 @@ static void routes_full(void)
     start(4, 3, 2);
     tn_map_prefs(&map, NULL, true);
     first("");
-    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"10.1.0.0/16\",\"10.2.0.0/16\",\"10.3.0.0/16\",\"100.64.0.1/32\",\"fd7a:115c:a1e0::1/128\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"10.1.0.0/16\",\"10.2.0.0/16\",\"10.3.0.0/"
+                                            "16\",\"100.64.0.1/32\",\"fd7a:115c:a1e0::1/128\"]"));
     while (tn_map_route(&map, n, &pre, &i)) n++;
     CHECK(n == 3 && map.dropped == 0 && finds("fd7a:115c:a1e0::1", 1) && finds("10.3.1.1", 1));
-    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"10.1.0.0/16\",\"10.2.0.0/16\",\"10.4.0.0/16\",\"100.64.0.1/32\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(1, ",\"AllowedIPs\":[\"10.1.0.0/16\",\"10.2.0.0/16\",\"10.4.0.0/"
+                                            "16\",\"100.64.0.1/32\"]"));
     CHECK(finds("10.4.1.1", 1) && finds("10.3.1.1", 0) && map.dropped == 0);    /* replaced in a full pool */
     sayf("{\"PeersChanged\":[%s]}", node(2, ",\"AllowedIPs\":[\"10.7.0.0/16\",\"100.64.0.2/32\"]"));
     CHECK(finds("10.7.1.1", 0) && finds("100.64.0.2", 2) && map.dropped == 1);
-    sayf("{\"PeersChanged\":[%s]}", node(3, ",\"AllowedIPs\":[\"10.21.0.0/16\",\"10.22.0.0/16\",\"10.23.0.0/16\",\"10.24.0.0/16\",\"10.25.0.0/16\",\"10.26.0.0/16\",\"10.27.0.0/16\",\"100.64.0.3/32\"]"));
+    sayf("{\"PeersChanged\":[%s]}", node(3, ",\"AllowedIPs\":[\"10.21.0.0/16\",\"10.22.0.0/16\",\"10.23.0.0/"
+                                            "16\",\"10.24.0.0/16\",\"10.25.0.0/16\",\"10.26.0.0/16\",\"10.27.0.0/"
+                                            "16\",\"100.64.0.3/32\"]"));
     CHECK(finds("100.64.0.3", 3));
 }
 
@@ -866,7 +968,8 @@ static void nothing_fits(void)
     first(text);
     CHECK(tn_map_count(&map) == 0 && map.peers_missing && map.passed_over == 5);
     CHECK(finds("100.64.0.1", 0) && named("p1", 0));
-    CHECK(say("{\"PeersRemoved\":[1],\"OnlineChange\":{\"1\":true},\"PeersChangedPatch\":[{\"NodeID\":1,\"Online\":true}]}") == TN_MAP_OK);
+    CHECK(say("{\"PeersRemoved\":[1],\"OnlineChange\":{\"1\":true},\"PeersChangedPatch\":[{\"NodeID\":1,\"Online\":"
+              "true}]}") == TN_MAP_OK);
 }
 
 /* Random deltas over a small directory: the invariants hold, any cut gives the same. */
@@ -878,8 +981,13 @@ static void run_churn(void)
     start(3, 3, 2);
     tn_map_prefs(&map, "p2", true);
     for (turn = 0; turn < 60; turn++) {
-        static const char *const more[] = { "", ",\"AllowedIPs\":[]", ",\"Expired\":true", ",\"AllowedIPs\":[\"0.0.0.0/0\",\"::/0\",\"10.0.0.0/8\"]",
-                                            ",\"AllowedIPs\":[\"10.0.0.0/8\",\"10.1.0.0/16\",\"100.64.0.1/32\"]", ",\"IsWireGuardOnly\":true", ",\"Online\":true" };
+        static const char *const more[] = { "",
+                                            ",\"AllowedIPs\":[]",
+                                            ",\"Expired\":true",
+                                            ",\"AllowedIPs\":[\"0.0.0.0/0\",\"::/0\",\"10.0.0.0/8\"]",
+                                            ",\"AllowedIPs\":[\"10.0.0.0/8\",\"10.1.0.0/16\",\"100.64.0.1/32\"]",
+                                            ",\"IsWireGuardOnly\":true",
+                                            ",\"Online\":true" };
         char     text[8000];
         uint64_t r;
         unsigned id, other;
@@ -890,11 +998,26 @@ static void run_churn(void)
         other = (unsigned)(r >> 8) % 7 + 1;
         switch ((r >> 16) % 8) {
         case 0: snprintf(text, sizeof text, "{\"PeersRemoved\":[%u,%u]}", id, other); break;
-        case 1: snprintf(text, sizeof text, "{\"PeersChangedPatch\":[{\"NodeID\":%u,\"Key\":\"nodekey:%064x\"}]}", id, other + 1); break;
-        case 2: snprintf(text, sizeof text, "{\"PeersChangedPatch\":[{\"NodeID\":%u,\"DiscoKey\":\"discokey:%064x\",\"DERPRegion\":%u}]}", id, other, id); break;
-        case 3: snprintf(text, sizeof text, "{\"Peers\":[%s,%s]}", node(id, more[(r >> 24) % 7]), node(other, "")); break;
-        case 4: tn_map_stream(&map, &flt); snprintf(text, sizeof text, "{" SELF ",\"Peers\":[%s]}", node(id, more[(r >> 24) % 7])); break;
-        default: snprintf(text, sizeof text, "{\"PeersChanged\":[%s,%s]}", node(id, more[(r >> 24) % 7]), node(other, more[(r >> 28) % 7])); break;
+        case 1:
+            snprintf(text, sizeof text, "{\"PeersChangedPatch\":[{\"NodeID\":%u,\"Key\":\"nodekey:%064x\"}]}", id,
+                     other + 1);
+            break;
+        case 2:
+            snprintf(text, sizeof text,
+                     "{\"PeersChangedPatch\":[{\"NodeID\":%u,\"DiscoKey\":\"discokey:%064x\",\"DERPRegion\":%u}]}",
+                     id, other, id);
+            break;
+        case 3:
+            snprintf(text, sizeof text, "{\"Peers\":[%s,%s]}", node(id, more[(r >> 24) % 7]), node(other, ""));
+            break;
+        case 4:
+            tn_map_stream(&map, &flt);
+            snprintf(text, sizeof text, "{" SELF ",\"Peers\":[%s]}", node(id, more[(r >> 24) % 7]));
+            break;
+        default:
+            snprintf(text, sizeof text, "{\"PeersChanged\":[%s,%s]}", node(id, more[(r >> 24) % 7]),
+                     node(other, more[(r >> 28) % 7]));
+            break;
         }
         if (turn == 0) { first(""); }
         tn_test_seed = keep_seed;
@@ -934,6 +1057,7 @@ int main(void)
     TEST(routes_full);
     TEST(nothing_fits);
     TEST(churn);
-    printf("sizeof tn_map %u, peer %u, region %u\n", (unsigned)sizeof(tn_map), (unsigned)sizeof(tn_map_peer), (unsigned)sizeof(tn_map_region));
+    printf("sizeof tn_map %u, peer %u, region %u\n", (unsigned)sizeof(tn_map), (unsigned)sizeof(tn_map_peer),
+           (unsigned)sizeof(tn_map_region));
     return tn_test_end();
 }

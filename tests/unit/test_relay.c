@@ -720,7 +720,9 @@ static void monkey(void)
             if (w0.links[slot].state == TN_RELAY_UPGRADE) server_hello(&w0, slot, true);
             else if (w0.links[slot].state == TN_RELAY_LOGIN && w0.links[slot].fast) server_hello(&w0, slot, false);
             break;
-        case 12: if (w0.links[slot].state == TN_RELAY_LOGIN && w0.links[slot].said) (void)server_info(&w0, slot, 0, 0); break;
+        case 12:
+            if (w0.links[slot].state == TN_RELAY_LOGIN && w0.links[slot].said) (void)server_info(&w0, slot, 0, 0);
+            break;
         case 13:
             for (i = 0; i < 40; i++) b[i] = (uint8_t)tn_test_random();
             b[1] = b[2] = 0;
