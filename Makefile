@@ -102,6 +102,10 @@ build/selfhost: examples/selfhost.c $(HEADERS)
 	$(Q)mkdir -p build
 	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. examples/selfhost.c $(LDLIBS) -o $@
 
+build/two_nodes: tests/interop/two_nodes.c $(HEADERS)
+	$(Q)mkdir -p build
+	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. tests/interop/two_nodes.c $(LDLIBS) -o $@
+
 build/tailnetd: examples/tailnetd.c $(HEADERS)
 	$(Q)mkdir -p build
 	$(Q)$(CC) -std=c99 $(CFLAGS) $(WARN) -I. examples/tailnetd.c $(LDLIBS) -o $@

@@ -816,11 +816,13 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #  define TN_MAYBE_UNUSED
 #endif
 
-/* Small, called often, seldom busy: a copy at each call would only cost flash. */
+/* Where a copy at each call, or inside a big caller, only costs flash: by measurement. */
 #if defined(__GNUC__) || defined(__clang__)
 #  define TN_NOINLINE __attribute__((noinline))
+#  define TN_INLINE   inline __attribute__((always_inline))     /* one instruction  */
 #else
 #  define TN_NOINLINE
+#  define TN_INLINE   inline
 #endif
 
 /* A condition that stops the build when it is false. */
@@ -904,7 +906,7 @@ typedef struct tn_rd {
     bool           short_input;
 } tn_rd;
 
-static void tn_rd_over(tn_rd *r, const void *src, size_t len)
+static TN_NOINLINE void tn_rd_over(tn_rd *r, const void *src, size_t len)
 {
     TAILNET_ASSERT(src != NULL || len == 0);
     r->at          = (const uint8_t *)src;
@@ -997,7 +999,10 @@ static void tn_wr_window(tn_wr *w, void *dst, size_t cap, size_t skip)
     w->total = 0;
 }
 
-static void tn_wr_over(tn_wr *w, void *dst, size_t cap) { tn_wr_window(w, dst, cap, 0); }
+static TN_NOINLINE void tn_wr_over(tn_wr *w, void *dst, size_t cap)
+{
+    tn_wr_window(w, dst, cap, 0);
+}
 
 /* Did everything up to here fit (or lie before the window)? */
 static bool tn_wr_ok(const tn_wr *w) { return w->total <= w->skip || w->total - w->skip <= w->cap; }
@@ -1548,7 +1553,7 @@ enum {
     TN_CR_POLY_LEN    = 17                  /* bytes of a number below 2^136      */
 };
 
-static uint32_t tn_cr_load32(const uint8_t *b)
+static TN_INLINE uint32_t tn_cr_load32(const uint8_t *b)
 {
     return (uint32_t)b[3] << 24 | (uint32_t)b[2] << 16 | (uint32_t)b[1] << 8 | b[0];
 }
@@ -2340,7 +2345,7 @@ static void tn_rim_tcp_close(tn_rim *r, tailnet_link link)
 /* ---- what is optional ---- */
 
 /* Asks for the addresses of a name. False when nobody will answer. */
-static bool tn_rim_resolve(tn_rim *r, uint32_t query, const char *host)
+static TN_MAYBE_UNUSED bool tn_rim_resolve(tn_rim *r, uint32_t query, const char *host)
 {
     int bad;
     if (r->io.resolve == NULL) return false;
@@ -2375,7 +2380,7 @@ static int tn_rim_keep_peer(tn_rim *r, const tailnet_peer *peer)
 }
 
 /* One line of log; level 0 error to 3 debug. The text is gone in small builds. */
-static void tn_rim_log(tn_rim *r, int level, uint32_t code, const char *text)
+static TN_MAYBE_UNUSED void tn_rim_log(tn_rim *r, int level, uint32_t code, const char *text)
 {
 #ifdef TAILNET_NO_STRINGS
     text = NULL;
@@ -3182,8 +3187,8 @@ static bool tn_js_int_text(const char *text, size_t len, int64_t *out)
 {
     bool     minus = len != 0 && text[0] == '-';
     size_t   skip  = minus ? 1 : 0;
-    uint64_t v     = 0, max = (uint64_t)INT64_MAX + (minus ? 1u : 0u);
-    if (!tn_dec_parse(text + skip, len - skip, max, &v)) return false;
+    uint64_t v     = 0, most = (uint64_t)INT64_MAX + (minus ? 1u : 0u);
+    if (!tn_dec_parse(text + skip, len - skip, most, &v)) return false;
     *out = minus ? -(int64_t)(v / 2) - (int64_t)(v - v / 2) : (int64_t)v;
     return true;
 }
@@ -3506,8 +3511,8 @@ static const char *tn_h1_reason(unsigned status)
 }
 
 /* A server's whole answer. type NULL writes no Content-Type. */
-static void tn_h1_build_answer(tn_wr *w, unsigned status, const char *type, const void *body,
-                               size_t len)
+static TN_MAYBE_UNUSED void tn_h1_build_answer(tn_wr *w, unsigned status, const char *type,
+                                               const void *body, size_t len)
 {
     tn_wr_text(w, "HTTP/1.1 ");
     tn_wr_dec(w, status);
@@ -3842,7 +3847,7 @@ static int tn_h1_line(tn_h1 *h, uint8_t c)
     return c == '\n' ? -1 : 0;
 }
 
-static bool tn_h1_head_byte(tn_h1 *h, uint8_t c)
+static TN_NOINLINE bool tn_h1_head_byte(tn_h1 *h, uint8_t c)
 {
     int end = tn_h1_line(h, c);
     if (end < 0 || h->taken++ == TN_H1_HEAD_MAX) return false;
@@ -3954,7 +3959,7 @@ static tn_h1_result tn_h1_body(tn_h1 *h, tn_rd *in, const uint8_t **piece, size_
 }
 
 /* The connection has ended. Was that a proper end of the message? */
-static bool tn_h1_closed(const tn_h1 *h)
+static TN_MAYBE_UNUSED bool tn_h1_closed(const tn_h1 *h)
 {
     return h->state == TN_H1_AT_END || h->state == TN_H1_AT_CLOSE;
 }
@@ -4190,7 +4195,7 @@ static bool tn_hp_prefix(tn_hp *p, tn_hp_kind kind, uint8_t c, uint8_t mask)
     return p->number < mask ? tn_hp_number(p) : true;
 }
 
-static bool tn_hp_byte(tn_hp *p, uint8_t c)
+static TN_NOINLINE bool tn_hp_byte(tn_hp *p, uint8_t c)
 {
     switch (p->state) {
     case TN_HP_FIELD:
@@ -4626,7 +4631,7 @@ static bool tn_h2_put_goaway(tn_h2 *h, tn_wr *w)
 
 /* Writes what is due, whole frames only. False: more is due than there was room for. To be
  * called after each run of tn_h2_next, and before the first stream is opened. */
-static TN_NOINLINE bool tn_h2_flush(tn_h2 *h, tn_wr *w)
+static bool tn_h2_flush(tn_h2 *h, tn_wr *w)
 {
     unsigned i;
     if ((h->due & TN_H2_DUE_FIRST) != 0) {
@@ -4645,7 +4650,7 @@ static TN_NOINLINE bool tn_h2_flush(tn_h2 *h, tn_wr *w)
 }
 
 /* Is anything due? */
-static bool tn_h2_wants_flush(tn_h2 *h)
+static TN_MAYBE_UNUSED bool tn_h2_wants_flush(tn_h2 *h)
 {
     tn_wr nowhere;
     tn_wr_over(&nowhere, NULL, 0);
@@ -4653,7 +4658,7 @@ static bool tn_h2_wants_flush(tn_h2 *h)
 }
 
 /* Asks the peer for a sign of life: TN_H2_PING_ACK. */
-static TN_NOINLINE void tn_h2_ping(tn_h2 *h) { h->due = (uint8_t)(h->due | TN_H2_DUE_PING); }
+static void tn_h2_ping(tn_h2 *h) { h->due = (uint8_t)(h->due | TN_H2_DUE_PING); }
 
 /* The body bytes that one DATA frame may carry now: what both windows, the peer's limit
  * and the room behind the frame's head allow. 0: wait, or the stream is no more. */
@@ -4755,7 +4760,7 @@ static bool tn_h2_can_open(const tn_h2 *h)
 
 /* A client's request up to its body. Returns the stream, or 0 with nothing written: not
  * now (tn_h2_can_open, or too little room). */
-static uint32_t tn_h2_open(tn_h2 *h, tn_wr *w, const tn_h2_request *rq)
+static TN_NOINLINE uint32_t tn_h2_open(tn_h2 *h, tn_wr *w, const tn_h2_request *rq)
 {
     tn_wr         count;
     tn_h2_stream *s;
@@ -4992,7 +4997,7 @@ static void tn_h2_start_block(tn_h2 *h, tn_h2_event *ev)
 }
 
 /* May this frame come now, on this stream, with this length? Returns an error code. */
-static unsigned tn_h2_refuses(const tn_h2 *h)
+static TN_NOINLINE unsigned tn_h2_refuses(const tn_h2 *h)
 {
     /* length: 0 any, else the only one. stream: where it is refused, the sum of 1 stream 0,
      * 2 any other stream, 4 an idle one. */
@@ -5554,7 +5559,8 @@ static size_t tn_nz_whole(const uint8_t *buf, size_t have)
 }
 
 /* The text of an error frame: not ended by a zero, and anybody's words. */
-static bool tn_nz_error_text(const uint8_t *msg, size_t len, const char **text, size_t *text_len)
+static TN_MAYBE_UNUSED bool tn_nz_error_text(const uint8_t *msg, size_t len, const char **text,
+                                             size_t *text_len)
 {
     tn_rd    r;
     unsigned type;
@@ -5598,8 +5604,8 @@ static size_t tn_nz_seal(tn_nz *nz, uint8_t *record, size_t len)
 
 /* Opens a whole record in place. The text may be empty. Whatever is wrong with
  * it ends the channel: MALFORMED is its form, FORGED its tag. */
-static TN_NOINLINE tailnet_result tn_nz_open(tn_nz *nz, uint8_t *record, size_t whole_len,
-                                             uint8_t **text, size_t *len)
+static tailnet_result tn_nz_open(tn_nz *nz, uint8_t *record, size_t whole_len, uint8_t **text,
+                                 size_t *len)
 {
     tn_rd    r;
     uint8_t  nonce[12];
@@ -6404,7 +6410,8 @@ static bool tn_disco_geneve_parse(const uint8_t *p, size_t n, tn_disco_geneve *g
 /* Sorts a datagram of the common UDP socket; g says if 8 bytes of Geneve come
  * first. Never fails: what is nothing else is WireGuard's to refuse. The order
  * is that of the reference (magicsock.go, packetLooksLike). */
-static tn_disco_class tn_disco_classify(const uint8_t *p, size_t n, tn_disco_geneve *g)
+static TN_MAYBE_UNUSED tn_disco_class tn_disco_classify(const uint8_t *p, size_t n,
+                                                        tn_disco_geneve *g)
 {
     bool geneve = tn_disco_geneve_parse(p, n, g);
 
@@ -7208,7 +7215,7 @@ static bool tn_wg_past(uint64_t *deadline_ms, uint64_t now_ms)
 }
 
 /* What time has brought (section 6 of the paper). */
-static unsigned tn_wg_timers(tn_wg *wg, uint64_t now_ms)
+static TN_NOINLINE unsigned tn_wg_timers(tn_wg *wg, uint64_t now_ms)
 {
     unsigned news = 0;
 
@@ -7646,8 +7653,9 @@ static tn_wg_verdict tn_wg_open_begin(const tn_wg *wg, uint8_t *msg, size_t len,
 /* Takes a message whose opening is done; msg still has its header. OK: it is
  * from the peer and new, so its sender's address may be learned; work->len is
  * 0 for a keepalive. */
-static tn_wg_verdict tn_wg_accept(tn_wg *wg, const uint8_t *msg, const tailnet_crypt *work,
-                                  uint64_t now_ms, unsigned *news)
+static TN_NOINLINE tn_wg_verdict tn_wg_accept(tn_wg *wg, const uint8_t *msg,
+                                              const tailnet_crypt *work, uint64_t now_ms,
+                                              unsigned *news)
 {
     tn_wg_key *key;
     int        at;
@@ -7803,7 +7811,7 @@ static bool tn_ip_head_read(tn_rd *r, tn_ip_head *h)
 
 /* The length of the IP packet in a decrypted plaintext, which may be padded; 0
  * when it is malformed. WireGuard's receivers cut here. */
-static size_t tn_ip_trim(const uint8_t *data, size_t len)
+static TN_MAYBE_UNUSED size_t tn_ip_trim(const uint8_t *data, size_t len)
 {
     tn_rd    r;
     unsigned version, total4, payload6;
@@ -8207,8 +8215,8 @@ static void tn_ip_wr_reject(tn_wr *w, const tn_ip_packet *p, uint8_t reason)
 
 /* Tells a peer our disco key, first thing in a new session, so that it keeps
  * the session when our key is new. */
-static void tn_ip_wr_disco(tn_wr *w, const tailnet_addr *src, const tailnet_addr *dst,
-                           const uint8_t disco_public[32])
+static TN_MAYBE_UNUSED void tn_ip_wr_disco(tn_wr *w, const tailnet_addr *src,
+                                           const tailnet_addr *dst, const uint8_t disco_public[32])
 {
     tn_ip_wr_head(w, src, dst, TN_IP_TSMP, 0, 33);
     tn_wr_u8(w, 'a');
@@ -8833,18 +8841,15 @@ static bool tn_flt_names(const tn_flt *f, const tailnet_addr *ip)
 
 /* Does a source rule have an address of this prefix? For peers that no rule may let
  * in, see tn_flt_distrust. */
-static bool tn_flt_overlaps(const tn_flt *f, const tailnet_prefix *p)
+static bool tn_flt_overlaps(const tn_flt *f, unsigned family, const uint8_t *ip, unsigned bits)
 {
-    unsigned len = tn_ip_len(p->family), i;
-    uint8_t  last[16];
-    for (i = 0; i < len; i++) {
-        unsigned keep = p->bits >= 8 * (i + 1) ? 8u : p->bits > 8 * i ? p->bits - 8 * i : 0u;
-        last[i] = (uint8_t)(p->ip[i] | 0xffu >> keep);
-    }
+    unsigned len = tn_ip_len(family), i;
     for (i = 0; i < f->now.used; i++) {
         const tn_flt_range *r = &f->now.range[i];
-        if (r->kind == TN_FLT_SRC && (r->family == 0 || (r->family == p->family &&
-            memcmp(r->at, last, len) <= 0 && memcmp(p->ip, r->at + 16, len) <= 0))) return true;
+        if (r->kind != TN_FLT_SRC) continue;
+        if (r->family == 0) return true;
+        if (r->family == family && memcmp(r->at + 16, ip, len) >= 0 &&
+            (memcmp(r->at, ip, len) <= 0 || tn_bits_same(r->at, ip, bits))) return true;
     }
     return false;
 }
@@ -9729,7 +9734,7 @@ static void tn_tls_der_header(tn_tls_der *d, uint8_t c)
 }
 
 /* The next bytes of a certificate, cut anyhow. What is no DER ends the search. */
-static void tn_tls_der_push(tn_tls_der *d, const uint8_t *src, size_t len)
+static TN_NOINLINE void tn_tls_der_push(tn_tls_der *d, const uint8_t *src, size_t len)
 {
     tn_rd r;
     tn_rd_over(&r, src, len);
@@ -11055,7 +11060,7 @@ static void tn_link_ask_proxy(tn_links *t, tn_link *l)
 }
 
 /* The first of the waiting links to be served has the checker for itself. */
-static void tn_link_begin_tls(tn_links *t, tn_link *l)
+static TN_NOINLINE void tn_link_begin_tls(tn_links *t, tn_link *l)
 {
     tn_tls        *tls = tn_link_tls(t, l);
     tn_tls_want    want;
@@ -11224,7 +11229,7 @@ static bool tn_link_is_open(const tn_links *t, tailnet_link h)
 }
 
 /* The bytes of plaintext in the open record. */
-static size_t tn_link_queued(const tn_links *t, tailnet_link h)
+static TN_MAYBE_UNUSED size_t tn_link_queued(const tn_links *t, tailnet_link h)
 {
     const tn_link *l = tn_link_able(t, h);
     return l == NULL ? 0 : l->queued;
@@ -11269,7 +11274,7 @@ enum {
     TN_MAP_PATH        = 12,                /* deepest place in a message we look at  */
     TN_MAP_WANTS       = 4,
     TN_MAP_SCORES      = 8,
-    TN_MAP_TEXT        = 192,               /* URL of a ping, and whatever is shorter */
+    TN_MAP_TEXT        = 168,               /* URL of a ping, and whatever is shorter */
     TN_MAP_MORE        = 80,
     TN_MAP_PING_BODY   = 256,
     TN_MAP_RECENT_S    = 540,               /* in use: WireGuard's zero-key time      */
@@ -11282,25 +11287,26 @@ enum {
     TN_MAP_BIT_ONLINE = 0, TN_MAP_BIT_EXPIRED = 1, TN_MAP_BIT_JAILED = 6,
     TN_MAP_BIT_WG_ONLY = 18, TN_MAP_BIT_UNSIGNED = 19, TN_MAP_BIT_AUTHORIZED = 26
 };
-#define TN_MAP_USED     0x00000100ul        /* the entry is taken                     */
-#define TN_MAP_GONE     0x00000200ul        /* leaving: its change is not finished    */
-#define TN_MAP_HAS4     0x00000400ul
-#define TN_MAP_HAS6     0x00000800ul
-#define TN_MAP_ROUTED4  0x00001000ul        /* AllowedIPs has its own address         */
-#define TN_MAP_ROUTED6  0x00002000ul
-#define TN_MAP_EXIT4    0x00004000ul        /* AllowedIPs has 0.0.0.0/0               */
-#define TN_MAP_EXIT6    0x00008000ul
-#define TN_MAP_MASQ4    0x00010000ul        /* it knows us by another address         */
-#define TN_MAP_MASQ6    0x00020000ul
-#define TN_MAP_WG_ONLY  0x00040000ul        /* plain WireGuard: no disco, no relay    */
-#define TN_MAP_UNSIGNED 0x00080000ul        /* UnsignedPeerAPIOnly                    */
-#define TN_MAP_DISCO_KEY 0x00100000ul       /* has a disco key                        */
-#define TN_MAP_BUSY     0x00200000ul        /* a session or a staged packet           */
-#define TN_MAP_ROUTED   0x00400000ul        /* has a further address of its own       */
-#define TN_MAP_BROKEN   0x00800000ul        /* asks for something we cannot do        */
-#define TN_MAP_SEEN     0x01000000ul        /* this message wrote it                  */
-#define TN_MAP_NEW      0x02000000ul        /* made by a first message, not yet over  */
-#define TN_MAP_AUTHORIZED 0x04000000ul      /* MachineAuthorized                      */
+#define TN_MAP_USED       ((uint32_t)0x00000100ul) /* the entry is taken */
+#define TN_MAP_GONE       ((uint32_t)0x00000200ul) /* leaving: its change is not finished */
+#define TN_MAP_HAS4       ((uint32_t)0x00000400ul)
+#define TN_MAP_HAS6       ((uint32_t)0x00000800ul)
+#define TN_MAP_ROUTED4    ((uint32_t)0x00001000ul) /* AllowedIPs has its own address */
+#define TN_MAP_ROUTED6    ((uint32_t)0x00002000ul)
+#define TN_MAP_EXIT4      ((uint32_t)0x00004000ul) /* AllowedIPs has 0.0.0.0/0 */
+#define TN_MAP_EXIT6      ((uint32_t)0x00008000ul)
+#define TN_MAP_MASQ4      ((uint32_t)0x00010000ul) /* it knows us by another address */
+#define TN_MAP_MASQ6      ((uint32_t)0x00020000ul)
+#define TN_MAP_WG_ONLY    ((uint32_t)0x00040000ul) /* plain WireGuard: no disco, no relay */
+#define TN_MAP_UNSIGNED   ((uint32_t)0x00080000ul) /* UnsignedPeerAPIOnly */
+#define TN_MAP_DISCO_KEY  ((uint32_t)0x00100000ul) /* has a disco key */
+#define TN_MAP_BUSY       ((uint32_t)0x00200000ul) /* a session or a staged packet */
+#define TN_MAP_ROUTED     ((uint32_t)0x00400000ul) /* has a further address of its own */
+#define TN_MAP_SEEN       ((uint32_t)0x01000000ul) /* this message wrote it */
+#define TN_MAP_NEW        ((uint32_t)0x02000000ul) /* made by a first message, not yet over */
+#define TN_MAP_AUTHORIZED ((uint32_t)0x04000000ul) /* MachineAuthorized */
+#define TN_MAP_BROKEN4    ((uint32_t)0x08000000ul) /* asks for something we cannot do */
+#define TN_MAP_BROKEN6    ((uint32_t)0x10000000ul)
 #define TN_MAP_STICKY   (TN_MAP_BUSY | TN_MAP_SEEN | TN_MAP_NEW | TAILNET_PEER_LOCKED_OUT | \
                          TAILNET_PEER_IS_EXIT)
 
@@ -11314,7 +11320,7 @@ typedef struct tn_map_peer {
     uint64_t expiry_ms;                     /* since 1970, 0 never                    */
     uint8_t  key[32], disco[32];
     uint64_t id, user;
-    uint8_t  ip4[4], masq4[4], ip6[16], masq6[16];
+    uint8_t  own[20], masq[20];             /* an IPv4 and an IPv6 address each       */
     uint32_t name_hash, domain_hash;        /* whole name; name without first label   */
     int32_t  rank;
     char     name[TAILNET_MAX_NAME + 1];    /* first label, lower case, cut           */
@@ -11343,7 +11349,7 @@ typedef struct tn_map_place {
 /* One relay. A region has one or more; nth is its place among them. */
 typedef struct tn_map_region {
     char     text[TN_MAP_REGION_TEXT];      /* host, '\0', certificate name or pin    */
-    uint8_t  ip6[16], ip4[4];
+    uint8_t  ip[20];                        /* IPv4, IPv6                             */
     uint16_t id, port, stun_port;           /* stun_port 0: no STUN; id 0: free       */
     uint8_t  nth, flags;
 } tn_map_region;
@@ -11363,7 +11369,7 @@ typedef struct tn_map_self {
     uint8_t      key[32];
     tailnet_addr ip4, ip6;
     bool         authorized, expired;
-    bool         only_443, ipv6_names;      /* capabilities of ours                   */
+    bool         ipv6_names;                /* a capability of ours                   */
     char         name[TN_MAP_FQDN];         /* without its final dot                  */
 } tn_map_self;
 
@@ -11389,25 +11395,28 @@ typedef struct tn_map_node_work {
     tn_map_place places[TAILNET_MAX_CANDIDATES];
     uint16_t     legacy_region, prefix_count;
     uint8_t      place_count;
-    bool         wanted, answered, only_443, ipv6_names;
+    bool         wanted, answered, ipv6_names;
     char         name[TN_MAP_FQDN];
 } tn_map_node_work;
-enum {                                      /* bits of tn_map.has; up to REST: spans  */
-    TN_MAP_GOT_KEPT, TN_MAP_GOT_REGION, TN_MAP_GOT_CAPS, TN_MAP_GOT_EXPIRY, TN_MAP_GOT_KEY,
-    TN_MAP_GOT_DISCO, TN_MAP_GOT_REST, TN_MAP_GOT_PLACES, TN_MAP_GOT_ALLOWED
+enum {                                      /* bits of tn_map.has: see tn_map_spans   */
+    TN_MAP_NO, TN_MAP_GOT_REGION, TN_MAP_GOT_CAPS, TN_MAP_GOT_EXPIRY, TN_MAP_GOT_KEY,
+    TN_MAP_GOT_DISCO, TN_MAP_GOT_REST,
+    TN_MAP_GOT_PLACES, TN_MAP_GOT_ALLOWED   /* these are no spans                     */
 };
+#define TN_MAP_HAS(m, what) (((m)->has & 1u << TN_MAP_GOT_##what) != 0)
 
 /* What has been read of any other object: up to two texts, addresses and numbers.
- *              text      more      ip       first     last
- * PingRequest  URL       Types     -        -         -       and payload
- * DERPNode     HostName  CertName  4, 6     DERPPort  STUNPort
- * DstPorts     IP        -         -        First     Last
- * Routes       its key   -         -        -         -
- * ExtraRecord  Name      Type      Value    -         -                             */
+ *              text      more      addresses  first     last
+ * PingRequest  URL       Types     -          -         -         and payload
+ * DERPNode     HostName  CertName  ip         DERPPort  STUNPort
+ * DstPorts     IP        -         -          First     Last
+ * Routes       its key   -         -          -         -
+ * ExtraRecord  Name      Type      value      -         -                            */
 typedef struct tn_map_item {
     uint32_t     flags;
     int32_t      first, last;               /* 0 absent, -1 no 16-bit number          */
-    tailnet_addr ip[2];
+    tailnet_addr value;
+    uint8_t      ip[20];                    /* IPv4, IPv6                             */
     uint32_t     sum;                       /* base64 under way                       */
     uint16_t     text_len, payload_len;
     uint8_t      bits;
@@ -11416,8 +11425,8 @@ typedef struct tn_map_item {
     uint8_t      payload[TN_MAP_PING_BODY];
 } tn_map_item;
 enum {                                      /* numbers of bits                        */
-    TN_MAP_ITEM_NOISE, TN_MAP_ITEM_STUN_ONLY, TN_MAP_ITEM_ANY, TN_MAP_ITEM_BAD,
-    TN_MAP_ITEM_PORT80 = 5                  /* as TN_MAP_REGION_PORT80                */
+    TN_MAP_ITEM_PORT80 = 5,                 /* the first six as in TN_MAP_REGION_     */
+    TN_MAP_ITEM_NOISE, TN_MAP_ITEM_STUN_ONLY, TN_MAP_ITEM_ANY, TN_MAP_ITEM_BAD
 };
 
 /* Only one object is open at a time. Each begins with its flags. */
@@ -11545,9 +11554,11 @@ static uint32_t tn_map_hash(uint32_t h, const void *bytes, size_t len)
 /* Where the values stand in an entry. */
 static const uint8_t tn_map_at[TN_MAP_BYS]  = {
     offsetof(tn_map_peer, key), offsetof(tn_map_peer, disco), offsetof(tn_map_peer, id),
-    offsetof(tn_map_peer, ip4), offsetof(tn_map_peer, ip6)
+    offsetof(tn_map_peer, own), offsetof(tn_map_peer, own) + 4
 };
 static const uint8_t tn_map_len[TN_MAP_BYS] = { 32, 32, 8, 4, 16 };
+/* and the number of the flag that says that it is there. */
+static const uint8_t tn_map_if[TN_MAP_BYS]  = { 8, 20, 8, 10, 11 };
 
 static const uint8_t *tn_map_bytes(const tn_map *m, unsigned by, uint16_t i)
 {
@@ -11573,13 +11584,10 @@ static uint16_t *tn_map_next(const tn_map *m, unsigned by, uint16_t i)
  * while it is in. */
 static void tn_map_link(tn_map *m, uint16_t i, bool in)
 {
-    uint32_t flags = m->peers[i].flags;
     unsigned by;
     for (by = 0; by < TN_MAP_BYS; by++) {
         uint16_t *at = tn_map_head(m, by, tn_map_bytes(m, by, i)), *next = tn_map_next(m, by, i);
-        if (by == TN_MAP_BY_DISCO && (flags & TN_MAP_DISCO_KEY) == 0) continue;
-        if (by == TN_MAP_BY_IP4 && (flags & TN_MAP_HAS4) == 0) continue;
-        if (by == TN_MAP_BY_IP6 && (flags & TN_MAP_HAS6) == 0) continue;
+        if ((m->peers[i].flags >> tn_map_if[by] & 1u) == 0) continue;
         while (!in && *at != i) at = tn_map_next(m, by, *at);
         if (in) *next = *at;
         *at = in ? i : *next;
@@ -11671,11 +11679,9 @@ static void tn_map_mean_text(const tn_map *m, tn_map_who *who, const char *text)
     else                             tn_map_mean_name(m, who, text, len);
 }
 
-/* The flag of a pair that belongs to a family. */
-static uint32_t tn_map_bit(uint32_t flag4, unsigned family)
-{
-    return flag4 << (family >> 1 & 1u);
-}
+/* The second of a pair belongs to IPv6: the flag is the next bit, the address stands
+ * 4 bytes on. */
+static unsigned tn_map_six(unsigned family) { return family >> 1 & 1u; }
 
 /* Is it this peer, by its own address, key or name? */
 static bool tn_map_is(const tn_map_peer *p, const tn_map_who *who)
@@ -11687,9 +11693,9 @@ static bool tn_map_is(const tn_map_peer *p, const tn_map_who *who)
     case TN_MAP_WHO_NAME:
         return memcmp(&p->name_hash, what, 4) == 0 && memcmp(p->name, what + 4, TN_MAP_LABEL) == 0;
     case 4:
-        return (p->flags & TN_MAP_HAS4) != 0 && memcmp(p->ip4, what, 4) == 0;
     case 6:
-        return (p->flags & TN_MAP_HAS6) != 0 && memcmp(p->ip6, what, 16) == 0;
+        return (p->flags & TN_MAP_HAS4 << tn_map_six(who->kind)) != 0 &&
+               memcmp(p->own + 4 * tn_map_six(who->kind), what, tn_ip_len(who->kind)) == 0;
     default:
         return false;
     }
@@ -11697,9 +11703,9 @@ static bool tn_map_is(const tn_map_peer *p, const tn_map_who *who)
 
 /* ---- questions ---- */
 
-static bool tn_map_there(const tn_map *m, uint16_t i)
+static bool tn_map_there(const tn_map_peer *p)
 {
-    return (m->peers[i].flags & (TN_MAP_USED | TN_MAP_GONE)) == TN_MAP_USED;
+    return (p->flags & (TN_MAP_USED | TN_MAP_GONE)) == TN_MAP_USED;
 }
 
 /* An entry, or NULL when it is free. One that is going can still be read. */
@@ -11713,10 +11719,10 @@ static TN_MAYBE_UNUSED size_t tn_map_count(const tn_map *m) { return m->peer_cou
 /* The n-th entry in the order of the slots. */
 static TN_MAYBE_UNUSED bool tn_map_nth(const tn_map *m, size_t n, uint16_t *index)
 {
-    uint16_t i;
+    unsigned i;
     for (i = 0; i < m->limits.peers; i++) {
-        if (!tn_map_there(m, i) || n-- != 0) continue;
-        *index = i;
+        if (!tn_map_there(&m->peers[i]) || n-- != 0) continue;
+        *index = (uint16_t)i;
         return true;
     }
     return false;
@@ -11725,7 +11731,8 @@ static TN_MAYBE_UNUSED bool tn_map_nth(const tn_map *m, size_t n, uint16_t *inde
 /* May we talk to it? It has to be valid, reachable in some way, and own something. */
 static bool tn_map_usable(const tn_map *m, const tn_map_peer *p)
 {
-    uint32_t bad = TN_MAP_GONE | TN_MAP_BROKEN | TAILNET_PEER_EXPIRED | TAILNET_PEER_LOCKED_OUT;
+    uint32_t bad = TN_MAP_GONE | TN_MAP_BROKEN4 | TN_MAP_BROKEN6 | TAILNET_PEER_EXPIRED |
+                   TAILNET_PEER_LOCKED_OUT;
     uint32_t own = TN_MAP_ROUTED4 | TN_MAP_ROUTED6 | TN_MAP_ROUTED | TAILNET_PEER_IS_EXIT;
     if ((p->flags & (bad | TN_MAP_USED)) != TN_MAP_USED) return false;
     if ((p->flags & (TN_MAP_DISCO_KEY | TN_MAP_WG_ONLY)) == 0 && p->region == 0) return false;
@@ -11733,27 +11740,27 @@ static bool tn_map_usable(const tn_map *m, const tn_map_peer *p)
     return (p->flags & own) != 0;
 }
 
-static bool tn_map_ip(tailnet_addr *out, bool has, unsigned family, const uint8_t *ip)
+/* An address of a pair, if the flag says that it is there; else family 0, false. */
+static bool tn_map_ip(tailnet_addr *out, uint32_t flags, uint32_t flag4, const uint8_t pair[20],
+                      unsigned family)
 {
     memset(out, 0, sizeof *out);
-    if (!has) return false;
+    if ((flags & flag4 << tn_map_six(family)) == 0) return false;
     out->family = (uint8_t)family;
-    memcpy(out->ip, ip, tn_ip_len(family));
+    memcpy(out->ip, pair + 4 * tn_map_six(family), tn_ip_len(family));
     return true;
 }
 
 /* Its own address of a family; family 0 and false when it has none. */
 static bool tn_map_addr(const tn_map_peer *p, unsigned family, tailnet_addr *out)
 {
-    return tn_map_ip(out, (p->flags & tn_map_bit(TN_MAP_HAS4, family)) != 0, family,
-                     family == 4 ? p->ip4 : p->ip6);
+    return tn_map_ip(out, p->flags, TN_MAP_HAS4, p->own, family);
 }
 
 /* The address this peer knows us by, when it is another than ours. */
 static TN_MAYBE_UNUSED bool tn_map_masq(const tn_map_peer *p, unsigned family, tailnet_addr *out)
 {
-    return tn_map_ip(out, (p->flags & tn_map_bit(TN_MAP_MASQ4, family)) != 0, family,
-                     family == 4 ? p->masq4 : p->masq6);
+    return tn_map_ip(out, p->flags, TN_MAP_MASQ4, p->masq, family);
 }
 
 /* What the packet filter wants to know of a peer. */
@@ -11816,16 +11823,13 @@ static bool tn_map_by_id(const tn_map *m, uint64_t id, uint16_t *index)
  * id. */
 static bool tn_map_by_who(const tn_map *m, const tn_map_who *who, uint32_t flags, uint16_t *index)
 {
-    uint16_t i;
-    bool     found = false;
-    for (i = 0; i < m->limits.peers; i++) {
-        const tn_map_peer *p = &m->peers[i];
-        if (!tn_map_there(m, i) || (p->flags & flags) != flags || !tn_map_is(p, who)) continue;
-        if (found && m->peers[*index].id < p->id) continue;
-        *index = i;
-        found  = true;
+    const tn_map_peer *p = m->peers, *best = NULL;
+    for (; p < m->peers + m->limits.peers; p++) {
+        if (!tn_map_there(p) || (p->flags & flags) != flags || !tn_map_is(p, who)) continue;
+        if (best == NULL || p->id < best->id) best = p;
     }
-    return found;
+    if (best != NULL) *index = (uint16_t)(best - m->peers);
+    return best != NULL;
 }
 
 /* With or without our domain, in any case, with or without the final dot. */
@@ -11840,10 +11844,10 @@ static TN_MAYBE_UNUSED bool tn_map_by_name(const tn_map *m, const char *name, si
 /* 100.64.0.0/10 and fd7a:115c:a1e0::/48, where the tailnet's own addresses live. */
 static bool tn_map_is_tailnet(const uint8_t *ip, unsigned family)
 {
-    static const uint8_t ula[6] = { 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 };
-    if (family == 6) return memcmp(ip, ula, sizeof ula) == 0;
-    if (ip[0] != 100 || (ip[1] & 0xc0u) != 64) return false;
-    return !(ip[1] == 115 && (ip[2] & 0xfeu) == 92);        /* ChromeOS keeps that one    */
+    static const uint8_t ula[6] = { 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 }, four[2] = { 100, 64 };
+    static const uint8_t chrome[3] = { 100, 115, 92 };      /* ChromeOS keeps that one    */
+    if (family == 6) return tn_bits_same(ip, ula, 48);
+    return tn_bits_same(ip, four, 10) && !tn_bits_same(ip, chrome, 23);
 }
 
 static bool tn_map_in_force(const tn_map *m, const tn_map_prefix *r)
@@ -11858,7 +11862,7 @@ static bool tn_map_exit(const tn_map *m, unsigned family, uint16_t *index)
     if (m->exit_index == TN_MAP_NONE) return false;
     p      = &m->peers[m->exit_index];
     *index = m->exit_index;
-    return tn_map_usable(m, p) && (p->flags & tn_map_bit(TN_MAP_EXIT4, family)) != 0;
+    return tn_map_usable(m, p) && (p->flags & TN_MAP_EXIT4 << tn_map_six(family)) != 0;
 }
 
 static bool tn_map_has_ip(const tn_map_prefix *r, unsigned family, const uint8_t *ip)
@@ -11876,7 +11880,7 @@ static bool tn_map_by_ip(const tn_map *m, const tailnet_addr *ip, uint16_t *inde
     uint16_t             i;
     if (ip->family != 4 && ip->family != 6) return false;
     if (tn_map_by_own_ip(m, ip, index))
-        return (m->peers[*index].flags & tn_map_bit(TN_MAP_ROUTED4, ip->family)) != 0 &&
+        return (m->peers[*index].flags & TN_MAP_ROUTED4 << tn_map_six(ip->family)) != 0 &&
                tn_map_usable(m, &m->peers[*index]);
     for (i = 0; i < m->route_count; i++) {
         const tn_map_prefix *r = &m->routes[i];
@@ -11939,8 +11943,10 @@ static TN_MAYBE_UNUSED size_t tn_map_places(const tn_map *m, uint16_t index, tai
         count = m->work.node.place_count;
     }
     for (n = 0; n < count && n < cap && from->family != 0; n++, from++) {
-        (void)tn_map_ip(&out[n], true, from->family, from->ip);
-        out[n].port = from->port;
+        memset(&out[n], 0, sizeof out[n]);
+        memcpy(out[n].ip, from->ip, 16);
+        out[n].family = from->family;
+        out[n].port   = from->port;
     }
     return n;
 }
@@ -12008,7 +12014,7 @@ static void tn_map_note_expiry(tn_map *m, uint64_t expiry_ms)
  * call again. Our own key running out is TAILNET_EVENT_SELF. */
 static TN_MAYBE_UNUSED bool tn_map_expire(tn_map *m, uint64_t unix_ms)
 {
-    uint16_t i;
+    tn_map_peer *p = m->peers;
     if (unix_ms < TN_MAP_SANE_MS || unix_ms < m->next_expiry_ms || m->change_kind != 0)
         return false;
     if (m->self.expiry_ms > unix_ms) m->next_expiry_ms = m->self.expiry_ms;
@@ -12016,15 +12022,14 @@ static TN_MAYBE_UNUSED bool tn_map_expire(tn_map *m, uint64_t unix_ms)
         if (m->self.expiry_ms >= m->next_expiry_ms) m->events |= TAILNET_EVENT_SELF;
         m->next_expiry_ms = TN_NEVER;
     }
-    for (i = 0; i < m->limits.peers; i++) {
-        tn_map_peer *p = &m->peers[i];
-        if (!tn_map_there(m, i) || (p->flags & TAILNET_PEER_EXPIRED) != 0) continue;
+    for (; p < m->peers + m->limits.peers; p++) {
+        if (!tn_map_there(p) || (p->flags & TAILNET_PEER_EXPIRED) != 0) continue;
         if (p->expiry_ms - 1u >= unix_ms || m->change_kind != 0) {
             tn_map_note_expiry(m, p->expiry_ms);
             continue;
         }
         p->flags |= (uint32_t)TAILNET_PEER_EXPIRED;
-        tn_map_note_change(m, i, TN_MAP_EXPIRED, false);
+        tn_map_note_change(m, (unsigned)(p - m->peers), TN_MAP_EXPIRED, false);
         m->events |= TAILNET_EVENT_PEERS;
     }
     return m->change_kind != 0;
@@ -12083,8 +12088,7 @@ static TN_MAYBE_UNUSED const char *tn_map_region_name(const tn_map_region *r)
 static TN_MAYBE_UNUSED void tn_map_region_addr(const tn_map_region *r, unsigned family,
                                                tailnet_addr *out)
 {
-    (void)tn_map_ip(out, (r->flags & tn_map_bit(TN_MAP_REGION_IP4, family)) != 0, family,
-                    family == 4 ? r->ip4 : r->ip6);
+    (void)tn_map_ip(out, r->flags, TN_MAP_REGION_IP4, r->ip, family);
     out->port = r->port;
 }
 
@@ -12101,12 +12105,12 @@ static TN_MAYBE_UNUSED uint16_t tn_map_region_score(const tn_map *m, uint16_t id
  * those of our home and of the homes of peers. */
 static unsigned tn_map_region_worth(const tn_map *m, uint16_t id, unsigned nth)
 {
-    bool     needed = id == m->home;
-    uint16_t i;
+    const tn_map_peer *p = m->peers;
+    bool               needed = id == m->home;
     if (id == 0) return 0;
     if ((nth & TN_MAP_REGION_OLD) != 0) return 1;
-    for (i = 0; i < m->limits.peers && !needed; i++)
-        needed = m->peers[i].region == id && tn_map_there(m, i);
+    for (; p < m->peers + m->limits.peers && !needed; p++)
+        needed = p->region == id && tn_map_there(p);
     return (nth == 0 ? 64u : 32u - nth) + (needed ? 16u : 0u);
 }
 
@@ -12131,7 +12135,7 @@ static void tn_map_relay_end(tn_map *m)
     static const char  pin[] = "sha256-raw:";
     const tn_map_item *w     = &m->work.item;
     size_t             more = strlen(w->more), skip = sizeof pin - 1, room;
-    unsigned           family, flags = (w->flags & TN_MAP_REGION_PORT80) | m->region_flags;
+    unsigned           flags = (w->flags & 63u) | m->region_flags;
     tn_map_region      r;
     char              *cert;
     memset(&r, 0, sizeof r);
@@ -12149,13 +12153,7 @@ static void tn_map_relay_end(tn_map *m)
         memcpy(cert, w->more, more);
         flags |= TN_MAP_REGION_NAMED;
     }
-    for (family = 4; family <= 6; family += 2) {
-        const tailnet_addr *ip = &w->ip[family / 2 - 2];
-        bool                ok = ip->family == family;
-        if (ok) memcpy(family == 4 ? r.ip4 : r.ip6, ip->ip, tn_ip_len(family));
-        if (ip->port != 0)                  /* has been said                          */
-            flags |= tn_map_bit(ok ? TN_MAP_REGION_IP4 : TN_MAP_REGION_NO4, family);
-    }
+    memcpy(r.ip, w->ip, sizeof r.ip);
     r.flags     = (uint8_t)flags;
     r.id        = m->region_id;
     r.port      = (uint16_t)(w->first > 0 ? w->first : 443);
@@ -12164,24 +12162,26 @@ static void tn_map_relay_end(tn_map *m)
     tn_map_region_put(m, &r);
 }
 
-/* What is left of the old set is of no use any more. */
-static void tn_map_regions_end(tn_map *m)
+/* The regions begin: what there is is the old set. They end: what is left of it goes. */
+static void tn_map_regions(tn_map *m, bool begin)
 {
     tn_map_region *r = m->regions, *end = r + m->limits.regions;
-    for (; r < end; r++)
-        if ((r->nth & TN_MAP_REGION_OLD) != 0) memset(r, 0, sizeof *r);
-    m->events |= TN_MAP_EVENT_REGIONS;
+    for (; r < end; r++) {
+        if (begin) r->nth |= TN_MAP_REGION_OLD;
+        else if ((r->nth & TN_MAP_REGION_OLD) != 0) r->id = 0;
+    }
+    if (!begin) m->events |= TN_MAP_EVENT_REGIONS;
 }
 
-/* A region begins: its relays of the last set go. Or it ends: what was said of all of
- * it holds for all, wherever it stood. */
-static void tn_map_region_mark(tn_map *m, bool begins)
+/* A region begins: its old relays go. It ends: what was said of all of it holds for
+ * all, wherever it stood. */
+static void tn_map_region_mark(tn_map *m, bool begin)
 {
     tn_map_region *r = m->regions, *end = r + m->limits.regions;
     for (; r < end; r++) {
         if (r->id != m->region_id) continue;
-        r->flags = (uint8_t)(r->flags | m->region_flags);
-        if (begins) r->id = 0;
+        r->flags |= m->region_flags;
+        if (begin) r->id = 0;
     }
 }
 
@@ -12243,42 +12243,48 @@ static void tn_map_dns_route_end(tn_map *m)
     size_t             len = tn_map_name_len(w->text, w->text_len);
     if ((w->flags & 1u << TN_MAP_ITEM_ANY) != 0 || len == 0) return;
     if (len > 5 && memcmp(w->text + len - 5, ".arpa", 5) == 0) return;
-    tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &w->ip[0], w->text, len);
+    tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &w->value, w->text, len);
 }
 
 /* ---- wants ---- */
 
+/* Which want is this? TN_MAP_WANTS: none. */
+static unsigned tn_map_want_of(const tn_map *m, const tn_map_who *who)
+{
+    unsigned i = 0;
+    while (i < TN_MAP_WANTS && memcmp(&m->wants[i].who, who, sizeof *who) != 0) i++;
+    return i;
+}
+
 /* Has reading the map again failed to find it, not long ago? */
 static TN_MAYBE_UNUSED bool tn_map_is_lost(const tn_map *m, const tn_map_who *who, uint64_t now_ms)
 {
-    const tn_map_want *w = m->wants;
-    for (; w < m->wants + TN_MAP_WANTS; w++)
-        if (w->lost_s > now_ms / 1000u && memcmp(&w->who, who, sizeof *who) == 0) return true;
-    return false;
+    unsigned i = tn_map_want_of(m, who);
+    return i < TN_MAP_WANTS && m->wants[i].lost_s > (uint32_t)(now_ms / 1000u);
 }
 
 static TN_MAYBE_UNUSED tn_map_wish tn_map_want_who(tn_map *m, const tn_map_who *who, bool own,
                                                    uint64_t now_ms)
 {
-    tn_map_want *w = m->wants, *best = NULL;
-    unsigned     best_worth = 0, worth;
-    uint32_t     now_s = (uint32_t)(now_ms / 1000u);
-    if (!m->peers_missing || who->kind == 0) return TN_MAP_WISH_NO;
-    for (; w < m->wants + TN_MAP_WANTS; w++) {
-        if (w->lost_s <= now_s && w->lost_s != 0) memset(w, 0, sizeof *w);
-        if (memcmp(&w->who, who, sizeof *who) == 0) {
-            w->own = w->own || own;
-            return w->lost_s != 0 ? TN_MAP_WISH_NO : TN_MAP_WISH_WAIT;
-        }
-        worth = w->who.kind == 0 ? 3u : w->lost_s != 0 ? 2u : own && !w->own ? 1u : 0u;
-        if (worth <= best_worth) continue;
-        best       = w;
-        best_worth = worth;
+    unsigned     at = tn_map_want_of(m, who), best = 0, worth, i;
+    tn_map_want *w  = m->wants;
+    if (!m->peers_missing || who->kind == 0 || tn_map_is_lost(m, who, now_ms))
+        return TN_MAP_WISH_NO;
+    if (at < TN_MAP_WANTS && w[at].lost_s == 0) {
+        w[at].own = w[at].own || own;
+        return TN_MAP_WISH_WAIT;
     }
-    if (best == NULL) return TN_MAP_WISH_NO;
-    memset(best, 0, sizeof *best);
-    best->who = *who;
-    best->own = own;
+    for (i = 0; i < TN_MAP_WANTS; i++) {
+        worth = i == at ? 4u : w[i].who.kind == 0 ? 3u : w[i].lost_s != 0 ? 2u :
+                own && !w[i].own ? 1u : 0u;
+        if (worth <= best) continue;
+        best = worth;
+        at   = i;
+    }
+    if (best == 0) return TN_MAP_WISH_NO;
+    memset(&w[at], 0, sizeof w[at]);
+    w[at].who = *who;
+    w[at].own = own;
     return TN_MAP_WISH_WAIT;
 }
 
@@ -12395,10 +12401,8 @@ static void tn_map_leave(tn_map *m, uint16_t i)
     m->events |= TAILNET_EVENT_PEERS;
 }
 
-static bool tn_map_got(const tn_map *m, unsigned what) { return (m->has >> what & 1u) != 0; }
-
-/* The parts of an entry that an object may leave as they were, in the order of
- * TN_MAP_GOT_. */
+/* The parts of an entry that an object may leave as they were. Bit 1 << i of tn_map.has
+ * is for span i; the first is never in an object. */
 static const uint8_t tn_map_spans[] = {
     offsetof(tn_map_peer, used_s), offsetof(tn_map_peer, region), offsetof(tn_map_peer, caps),
     offsetof(tn_map_peer, expiry_ms), offsetof(tn_map_peer, key), offsetof(tn_map_peer, disco),
@@ -12412,21 +12416,22 @@ static void tn_map_store(tn_map *m, uint16_t i)
     tn_map_place *at   = m->places + (size_t)i * m->limits.places;
     size_t        size = m->limits.places * sizeof *at;
     bool          was  = tn_map_usable(m, old), used = (old->flags & TN_MAP_USED) != 0;
-    uint32_t      mask = tn_map_got(m, TN_MAP_GOT_REST) ? ~(uint32_t)TN_MAP_STICKY : m->named;
+    uint32_t      mask = TN_MAP_HAS(m, REST) ? ~(uint32_t)TN_MAP_STICKY : m->named;
     unsigned      kind = 0, k;
 
     old->flags |= TN_MAP_SEEN | (used ? 0u : TN_MAP_NEW);
     neu->flags = (old->flags & ~mask) | (neu->flags & mask);
-    for (k = 0; k <= TN_MAP_GOT_REST; k++) {
+    for (k = 0; k < sizeof tn_map_spans - 1; k++) {
         unsigned from = tn_map_spans[k], len = tn_map_spans[k + 1] - from;
-        if (!tn_map_got(m, k)) memcpy((uint8_t *)neu + from, (const uint8_t *)old + from, len);
+        if (((unsigned)m->has >> k & 1u) != 0) continue;
+        memcpy((uint8_t *)neu + from, (const uint8_t *)old + from, len);
     }
     if (memcmp(old->key, neu->key, 32) != 0) kind |= TN_MAP_REKEYED;
     if ((old->flags & TN_MAP_DISCO_KEY) != 0 && memcmp(old->disco, neu->disco, 32) != 0)
         kind |= TN_MAP_DISCO;
     if (old->region != neu->region || ((old->flags ^ neu->flags) & TN_MAP_DISCO_KEY) != 0)
         kind |= TN_MAP_MOVED;
-    if (tn_map_got(m, TN_MAP_GOT_PLACES)) {
+    if (TN_MAP_HAS(m, PLACES)) {
         if (m->work.node.place_count > m->limits.places ||      /* then it cannot be told */
             memcmp(at, m->work.node.places, size) != 0) kind |= TN_MAP_MOVED;
         memcpy(at, m->work.node.places, size);
@@ -12438,7 +12443,7 @@ static void tn_map_store(tn_map *m, uint16_t i)
     tn_map_link(m, i, true);
     tn_map_note_expiry(m, old->expiry_ms);
     if (was && !tn_map_usable(m, old)) kind |= TN_MAP_EXPIRED;
-    if (used && kind != 0) tn_map_note_change(m, i, kind, tn_map_got(m, TN_MAP_GOT_PLACES));
+    if (used && kind != 0) tn_map_note_change(m, i, kind, TN_MAP_HAS(m, PLACES));
 }
 
 /* Is a more worth keeping than b? */
@@ -12452,22 +12457,20 @@ static bool tn_map_room(const tn_map *m, uint64_t now_ms, uint16_t *index)
 {
     const tn_map_node_work *w     = &m->work.node;
     uint32_t                now_s = (uint32_t)(now_ms / 1000u) + 1u;
-    bool                    found = false;
-    uint16_t                i;
-    for (i = 0; i < m->limits.peers; i++) {
-        const tn_map_peer *p = &m->peers[i];
-        if ((p->flags & TN_MAP_USED) == 0) {
-            *index = i;
-            return true;
-        }
+    const tn_map_peer      *p = m->peers, *least = NULL;
+    for (; p < m->peers + m->limits.peers; p++) {
+        if ((p->flags & TN_MAP_USED) == 0) break;
         if ((p->flags & TN_MAP_BUSY) != 0) continue;
         if (p->used_s != 0 && now_s - p->used_s < TN_MAP_RECENT_S) continue;
-        if (found && tn_map_outranks(p, &m->peers[*index])) continue;
-        *index = i;
-        found  = true;
+        if (least == NULL || !tn_map_outranks(p, least)) least = p;
     }
-    return found && (w->wanted ||
-                     (w->peer.rank > 0 && tn_map_outranks(&w->peer, &m->peers[*index])));
+    if (p == m->peers + m->limits.peers) {
+        p = least;
+        if (p == NULL) return false;
+        if (!w->wanted && (w->peer.rank <= 0 || !tn_map_outranks(&w->peer, p))) return false;
+    }
+    *index = (uint16_t)(p - m->peers);
+    return true;
 }
 
 /* The rank of a node when nobody is asked. */
@@ -12508,7 +12511,7 @@ static void tn_map_place_node(tn_map *m, const tn_flt *flt, uint64_t now_ms)
 {
     tn_map_node_work *w     = &m->work.node;
     tn_map_peer      *p     = &w->peer;
-    bool              whole = tn_map_got(m, TN_MAP_GOT_REST);
+    bool              whole = TN_MAP_HAS(m, REST);
     uint16_t          i = TN_MAP_NONE, other;
     tn_map_want      *want;
 
@@ -12521,7 +12524,7 @@ static void tn_map_place_node(tn_map *m, const tn_flt *flt, uint64_t now_ms)
         w->answered = true;
         return;
     }
-    if (tn_map_got(m, TN_MAP_GOT_KEY) && tn_map_by_key(m, p->key, &other) && other != i) {
+    if (TN_MAP_HAS(m, KEY) && tn_map_by_key(m, p->key, &other) && other != i) {
         tn_map_leave(m, other);             /* one key, one peer                      */
         return;
     }
@@ -12547,30 +12550,23 @@ static void tn_map_place_node(tn_map *m, const tn_flt *flt, uint64_t now_ms)
 
 /* A peer that Tailnet Lock does not vouch for may never be let in: rules that do are
  * those of a broken or hostile server (ipn/ipnlocal/local.go of the reference). */
-static bool tn_map_is_unsafe(const tn_map *m, const tn_flt *flt, uint16_t peer)
+static bool tn_map_is_unsafe(const tn_map *m, const tn_flt *flt, const tn_map_peer *p)
 {
-    const tn_map_prefix *r = m->routes;
-    tailnet_addr         ip;
-    tailnet_prefix       pre;
-    unsigned             family;
-    if ((m->peers[peer].flags & TN_MAP_UNSIGNED) == 0) return false;
-    for (family = 4; family <= 6; family += 2) {
-        if (!tn_map_addr(&m->peers[peer], family, &ip)) continue;
-        tn_map_prefix_out(&pre, family, 8u * tn_ip_len(family), ip.ip);
-        if (tn_flt_overlaps(flt, &pre)) return true;
-    }
-    for (; r < m->routes + m->route_count; r++) {
-        tn_map_prefix_out(&pre, r->kind & 15u, r->bits, r->ip);
-        if (r->peer == peer && tn_flt_overlaps(flt, &pre)) return true;
-    }
+    const tn_map_prefix *r = m->routes, *end = r + m->route_count;
+    if ((p->flags & TN_MAP_UNSIGNED) == 0) return false;
+    if ((p->flags & TN_MAP_HAS4) != 0 && tn_flt_overlaps(flt, 4, p->own, 32)) return true;
+    if ((p->flags & TN_MAP_HAS6) != 0 && tn_flt_overlaps(flt, 6, p->own + 4, 128)) return true;
+    for (; r < end; r++)
+        if (&m->peers[r->peer] == p &&
+            tn_flt_overlaps(flt, r->kind & 15u, r->ip, r->bits)) return true;
     return false;
 }
 
 /* The message is complete and everybody who had to go is gone. */
 static void tn_map_finish(tn_map *m, tn_flt *flt, uint64_t now_ms)
 {
-    bool     unsafe = false;
-    uint16_t i;
+    tn_map_peer *p = m->peers;
+    bool         unsafe = false;
     if (m->first) {
         tn_map_wants_end(m, now_ms);
         if (!m->dns_seen && (m->dns_len != 0 || m->dns_proxied)) {
@@ -12582,10 +12578,9 @@ static void tn_map_finish(tn_map *m, tn_flt *flt, uint64_t now_ms)
     }
     if (m->first || m->listed) m->peers_missing = m->passed_now;
     tn_map_choose_exit(m);
-    for (i = 0; i < m->limits.peers; i++) {
-        tn_map_peer *p = &m->peers[i];
-        if (!tn_map_there(m, i)) continue;
-        unsafe = unsafe || tn_map_is_unsafe(m, flt, i);
+    for (; p < m->peers + m->limits.peers; p++) {
+        if (!tn_map_there(p)) continue;
+        if (tn_map_is_unsafe(m, flt, p)) unsafe = true;
         if ((m->first || (p->flags & TN_MAP_NEW) != 0) && m->region_passed && !m->reread_done &&
             p->region != 0 && tn_map_region_by_id(m, p->region) == NULL) m->reread = true;
         p->flags &= ~(uint32_t)TN_MAP_NEW;
@@ -12663,178 +12658,180 @@ static void tn_map_stream(tn_map *m, tn_flt *flt)
 
 /* ---- reading: what may stand where ---- */
 
-/* Places in a message. */
+/* Places in a message. First those with a work at their beginning, at both ends, at
+ * their end: tn_map_enter, tn_map_exit_place. NODE, SELF and PATCH share their rows. */
 enum {
-    TN_MAP_AT_TOP = 1, TN_MAP_AT_NODE, TN_MAP_AT_SELF, TN_MAP_AT_PATCH,     /* share rows */
-    TN_MAP_AT_PEERS, TN_MAP_AT_CHANGED, TN_MAP_AT_REMOVED, TN_MAP_AT_PATCHES, TN_MAP_AT_ONLINE,
-    TN_MAP_AT_ADDRESSES, TN_MAP_AT_ALLOWED, TN_MAP_AT_PLACES, TN_MAP_AT_TAGS, TN_MAP_AT_CAPS,
-    TN_MAP_AT_CAP_MAP, TN_MAP_AT_DERP, TN_MAP_AT_HOME, TN_MAP_AT_SCORES, TN_MAP_AT_REGIONS,
-    TN_MAP_AT_REGION, TN_MAP_AT_RELAYS, TN_MAP_AT_RELAY, TN_MAP_AT_DNS, TN_MAP_AT_RESOLVERS,
-    TN_MAP_AT_RESOLVER, TN_MAP_AT_ROUTES, TN_MAP_AT_ROUTE, TN_MAP_AT_ROUTE_RESOLVER,
-    TN_MAP_AT_DOMAINS, TN_MAP_AT_RECORDS, TN_MAP_AT_RECORD, TN_MAP_AT_SETS, TN_MAP_AT_SET,
-    TN_MAP_AT_RULE, TN_MAP_AT_SOURCES, TN_MAP_AT_SOURCE_BITS, TN_MAP_AT_TARGETS,
-    TN_MAP_AT_TARGET, TN_MAP_AT_PORTS, TN_MAP_AT_PROTOCOLS, TN_MAP_AT_PING, TN_MAP_AT_DEBUG,
-    TN_MAP_AT_LOCK
+    TN_MAP_AT_SCORES = 1, TN_MAP_AT_SETS, TN_MAP_AT_SET, TN_MAP_AT_LOCK,
+    TN_MAP_AT_ROUTE_RESOLVER,
+    TN_MAP_AT_NODE, TN_MAP_AT_PATCH, TN_MAP_AT_REGIONS, TN_MAP_AT_REGION, TN_MAP_AT_DNS,
+    TN_MAP_AT_ROUTE, TN_MAP_AT_RULE, TN_MAP_AT_PING,
+    TN_MAP_AT_SELF, TN_MAP_AT_RELAY, TN_MAP_AT_RECORD, TN_MAP_AT_TARGET,
+    TN_MAP_AT_TOP, TN_MAP_AT_PEERS, TN_MAP_AT_CHANGED, TN_MAP_AT_REMOVED, TN_MAP_AT_PATCHES,
+    TN_MAP_AT_ONLINE, TN_MAP_AT_ADDRESSES, TN_MAP_AT_ALLOWED, TN_MAP_AT_PLACES, TN_MAP_AT_TAGS,
+    TN_MAP_AT_CAPS, TN_MAP_AT_CAP_MAP, TN_MAP_AT_DERP, TN_MAP_AT_HOME, TN_MAP_AT_RELAYS,
+    TN_MAP_AT_RESOLVERS, TN_MAP_AT_RESOLVER, TN_MAP_AT_ROUTES, TN_MAP_AT_DOMAINS,
+    TN_MAP_AT_RECORDS, TN_MAP_AT_SOURCES, TN_MAP_AT_SOURCE_BITS, TN_MAP_AT_TARGETS,
+    TN_MAP_AT_PORTS, TN_MAP_AT_PROTOCOLS, TN_MAP_AT_DEBUG
 };
 
-/* Values in it: of the object that is open, of a node, of the message. */
+/* Values in it: a flag of the object that is open, of a node, all others. */
 enum {
-    TN_MAP_V_FLAG = 1, TN_MAP_V_TEXT, TN_MAP_V_MORE, TN_MAP_V_FIRST, TN_MAP_V_LAST,
-    TN_MAP_V_IP4, TN_MAP_V_IP6, TN_MAP_V_PAYLOAD,
+    TN_MAP_V_FLAG = 1,
     TN_MAP_V_ID, TN_MAP_V_NAME, TN_MAP_V_USER, TN_MAP_V_KEY, TN_MAP_V_EXPIRY, TN_MAP_V_DISCO,
     TN_MAP_V_LEGACY, TN_MAP_V_REGION, TN_MAP_V_MASQ4, TN_MAP_V_MASQ6, TN_MAP_V_ADDRESS,
     TN_MAP_V_ALLOWED, TN_MAP_V_PLACE, TN_MAP_V_TAG, TN_MAP_V_CAP, TN_MAP_V_CAP_KEY,
-    TN_MAP_V_KEEP_ALIVE, TN_MAP_V_BROWSE, TN_MAP_V_TIME, TN_MAP_V_SLEEP, TN_MAP_V_UNLOCKED,
-    TN_MAP_V_REMOVED, TN_MAP_V_ONLINE_OF, TN_MAP_V_SCORE, TN_MAP_V_NOT_HOME, TN_MAP_V_PROXIED,
-    TN_MAP_V_DOMAIN, TN_MAP_V_RESOLVER, TN_MAP_V_ROUTE_NULL, TN_MAP_V_ROUTE_RESOLVER,
-    TN_MAP_V_SET_NULL, TN_MAP_V_SOURCE, TN_MAP_V_BAD, TN_MAP_V_PROTOCOL
+    TN_MAP_V_TEXT, TN_MAP_V_MORE, TN_MAP_V_FIRST, TN_MAP_V_LAST, TN_MAP_V_IP4, TN_MAP_V_IP6,
+    TN_MAP_V_VALUE, TN_MAP_V_PAYLOAD, TN_MAP_V_KEEP_ALIVE, TN_MAP_V_BROWSE, TN_MAP_V_TIME,
+    TN_MAP_V_SLEEP,
+    TN_MAP_V_UNLOCKED, TN_MAP_V_REMOVED, TN_MAP_V_ONLINE_OF, TN_MAP_V_SCORE, TN_MAP_V_NOT_HOME,
+    TN_MAP_V_PROXIED, TN_MAP_V_DOMAIN, TN_MAP_V_RESOLVER, TN_MAP_V_ROUTE_NULL,
+    TN_MAP_V_ROUTE_RESOLVER, TN_MAP_V_SET_NULL, TN_MAP_V_SOURCE, TN_MAP_V_BAD, TN_MAP_V_PROTOCOL
 };
 
-/* One thing that may stand in a place: its key ("" is any key, or an element of an
- * array), its form, and the place it opens or the value it is. arg: the TN_MAP_GOT_
- * it sets, or the number of the flag. */
+/* All that may stand in a place: its key ("" is any key, or an element of an array),
+ * the place, its form, the place it opens or the value it is, and what else there is to
+ * say: the TN_MAP_GOT_ it sets, or the number of the flag. */
+#define TN_MAP_ROWS(X) \
+    X("KeepAlive", TOP, TRUTH, V_KEEP_ALIVE, NO) \
+    X("PingRequest", TOP, NEW, AT_PING, NO) \
+    X("PopBrowserURL", TOP, TEXT, V_BROWSE, NO) \
+    X("Node", TOP, NEW, AT_SELF, NO) \
+    X("DERPMap", TOP, OBJECT, AT_DERP, NO) \
+    X("Peers", TOP, ARRAY, AT_PEERS, NO) \
+    X("PeersChanged", TOP, ARRAY, AT_CHANGED, NO) \
+    X("PeersRemoved", TOP, ARRAY, AT_REMOVED, NO) \
+    X("PeersChangedPatch", TOP, ARRAY, AT_PATCHES, NO) \
+    X("OnlineChange", TOP, OBJECT, AT_ONLINE, NO) \
+    X("DNSConfig", TOP, OBJECT, AT_DNS, NO) \
+    X("PacketFilter", TOP, ARRAY, AT_SET, NO) \
+    X("PacketFilters", TOP, OBJECT, AT_SETS, NO) \
+    X("ControlTime", TOP, TEXT, V_TIME, NO) \
+    X("TKAInfo", TOP, OBJECT, AT_LOCK, NO) \
+    X("Debug", TOP, OBJECT, AT_DEBUG, NO) \
+    X("ID", NODE, NUMBER, V_ID, NO) \
+    X("NodeID", NODE, NUMBER, V_ID, NO) \
+    X("Name", NODE, TEXT, V_NAME, NO) \
+    X("User", NODE, NUMBER, V_USER, NO) \
+    X("Key", NODE, TEXT, V_KEY, GOT_KEY) \
+    X("KeyExpiry", NODE, TEXT, V_EXPIRY, GOT_EXPIRY) \
+    X("DiscoKey", NODE, TEXT, V_DISCO, GOT_DISCO) \
+    X("Addresses", NODE, ARRAY, AT_ADDRESSES, NO) \
+    X("AllowedIPs", NODE, ARRAY, AT_ALLOWED, GOT_ALLOWED) \
+    X("Endpoints", NODE, ARRAY, AT_PLACES, GOT_PLACES) \
+    X("DERP", NODE, TEXT, V_LEGACY, NO) \
+    X("HomeDERP", NODE, NUMBER, V_REGION, GOT_REGION) \
+    X("DERPRegion", NODE, NUMBER, V_REGION, GOT_REGION) \
+    X("Tags", NODE, ARRAY, AT_TAGS, NO) \
+    X("Online", NODE, TRUTH, V_FLAG, BIT_ONLINE) \
+    X("MachineAuthorized", NODE, TRUTH, V_FLAG, BIT_AUTHORIZED) \
+    X("Capabilities", NODE, ARRAY, AT_CAPS, NO) \
+    X("CapMap", NODE, OBJECT, AT_CAP_MAP, GOT_CAPS) \
+    X("UnsignedPeerAPIOnly", NODE, TRUTH, V_FLAG, BIT_UNSIGNED) \
+    X("Expired", NODE, TRUTH, V_FLAG, BIT_EXPIRED) \
+    X("SelfNodeV4MasqAddrForThisPeer", NODE, TEXT, V_MASQ4, NO) \
+    X("SelfNodeV6MasqAddrForThisPeer", NODE, TEXT, V_MASQ6, NO) \
+    X("IsWireGuardOnly", NODE, TRUTH, V_FLAG, BIT_WG_ONLY) \
+    X("IsJailed", NODE, TRUTH, V_FLAG, BIT_JAILED) \
+    X("", PEERS, NEW, AT_NODE, NO) \
+    X("", CHANGED, NEW, AT_NODE, NO) \
+    X("", REMOVED, NUMBER, V_REMOVED, NO) \
+    X("", PATCHES, NEW, AT_PATCH, NO) \
+    X("", ONLINE, TRUTH, V_ONLINE_OF, NO) \
+    X("", ADDRESSES, TEXT, V_ADDRESS, NO) \
+    X("", ALLOWED, TEXT, V_ALLOWED, NO) \
+    X("", PLACES, TEXT, V_PLACE, NO) \
+    X("", TAGS, TEXT, V_TAG, NO) \
+    X("", CAPS, TEXT, V_CAP, NO) \
+    X("", CAP_MAP, ANY, V_CAP_KEY, NO) \
+    X("HomeParams", DERP, OBJECT, AT_HOME, NO) \
+    X("Regions", DERP, OBJECT, AT_REGIONS, NO) \
+    X("RegionScore", HOME, OBJECT, AT_SCORES, NO) \
+    X("", SCORES, NUMBER, V_SCORE, NO) \
+    X("", REGIONS, OBJECT, AT_REGION, NO) \
+    X("Avoid", REGION, TRUTH, V_NOT_HOME, NO) \
+    X("NoMeasureNoHome", REGION, TRUTH, V_NOT_HOME, NO) \
+    X("Nodes", REGION, ARRAY, AT_RELAYS, NO) \
+    X("", RELAYS, NEW, AT_RELAY, NO) \
+    X("HostName", RELAY, TEXT, V_TEXT, NO) \
+    X("CertName", RELAY, TEXT, V_MORE, NO) \
+    X("IPv4", RELAY, TEXT, V_IP4, NO) \
+    X("IPv6", RELAY, TEXT, V_IP6, NO) \
+    X("STUNPort", RELAY, NUMBER, V_LAST, NO) \
+    X("STUNOnly", RELAY, TRUTH, V_FLAG, ITEM_STUN_ONLY) \
+    X("DERPPort", RELAY, NUMBER, V_FIRST, NO) \
+    X("CanPort80", RELAY, TRUTH, V_FLAG, ITEM_PORT80) \
+    X("Proxied", DNS, TRUTH, V_PROXIED, NO) \
+    X("Domains", DNS, ARRAY, AT_DOMAINS, NO) \
+    X("Resolvers", DNS, ARRAY, AT_RESOLVERS, NO) \
+    X("Routes", DNS, OBJECT, AT_ROUTES, NO) \
+    X("ExtraRecords", DNS, ARRAY, AT_RECORDS, NO) \
+    X("", RESOLVERS, OBJECT, AT_RESOLVER, NO) \
+    X("Addr", RESOLVER, TEXT, V_RESOLVER, NO) \
+    X("", ROUTES, ARRAY, AT_ROUTE, NO) \
+    X("", ROUTES, NULL, V_ROUTE_NULL, NO) \
+    X("", ROUTE, OBJECT, AT_ROUTE_RESOLVER, NO) \
+    X("Addr", ROUTE_RESOLVER, TEXT, V_ROUTE_RESOLVER, NO) \
+    X("", DOMAINS, TEXT, V_DOMAIN, NO) \
+    X("", RECORDS, NEW, AT_RECORD, NO) \
+    X("Name", RECORD, TEXT, V_TEXT, NO) \
+    X("Type", RECORD, TEXT, V_MORE, NO) \
+    X("Value", RECORD, TEXT, V_VALUE, NO) \
+    X("", SETS, ARRAY, AT_SET, NO) \
+    X("", SETS, NULL, V_SET_NULL, NO) \
+    X("", SET, OBJECT, AT_RULE, NO) \
+    X("SrcIPs", RULE, ARRAY, AT_SOURCES, NO) \
+    X("SrcBits", RULE, ARRAY, AT_SOURCE_BITS, NO) \
+    X("DstPorts", RULE, ARRAY, AT_TARGETS, NO) \
+    X("IPProto", RULE, ARRAY, AT_PROTOCOLS, NO) \
+    X("", SOURCES, TEXT, V_SOURCE, NO) \
+    X("", SOURCE_BITS, ANY, V_BAD, NO) \
+    X("", TARGETS, NEW, AT_TARGET, NO) \
+    X("IP", TARGET, TEXT, V_TEXT, NO) \
+    X("Ports", TARGET, OBJECT, AT_PORTS, NO) \
+    X("Bits", TARGET, NUMBER, V_BAD, NO) \
+    X("First", PORTS, NUMBER, V_FIRST, NO) \
+    X("Last", PORTS, NUMBER, V_LAST, NO) \
+    X("", PROTOCOLS, NUMBER, V_PROTOCOL, NO) \
+    X("URL", PING, TEXT, V_TEXT, NO) \
+    X("URLIsNoise", PING, TRUTH, V_FLAG, ITEM_NOISE) \
+    X("Types", PING, TEXT, V_MORE, NO) \
+    X("Payload", PING, TEXT, V_PAYLOAD, NO) \
+    X("SleepSeconds", DEBUG, NUMBER, V_SLEEP, NO) \
+    X("Disabled", LOCK, TRUTH, V_UNLOCKED, NO)
+
+enum { TN_MAP_F_NEW, TN_MAP_F_OBJECT, TN_MAP_F_ARRAY, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
+       TN_MAP_F_TRUTH, TN_MAP_F_NULL, TN_MAP_F_ANY };        /* NEW: an object, for the work */
+
 typedef struct tn_map_row {
-    const char *key;
-    uint8_t     at, form, to, arg;
+    uint8_t at, to, form, key_len;          /* form: also eight times the last        */
 } tn_map_row;
-enum { TN_MAP_F_OBJECT = 1, TN_MAP_F_ARRAY, TN_MAP_F_TEXT, TN_MAP_F_NUMBER, TN_MAP_F_BOOL,
-       TN_MAP_F_NULL, TN_MAP_F_ANY,
-       TN_MAP_F_FORM = 15, TN_MAP_F_NEW = 16,                /* the work begins anew   */
-       TN_MAP_F_NEW_OBJECT = TN_MAP_F_OBJECT | TN_MAP_F_NEW,
-       TN_MAP_F_NEW_ARRAY = TN_MAP_F_ARRAY | TN_MAP_F_NEW };
+#define TN_MAP_ROW(key, at, form, to, arg) \
+    { TN_MAP_AT_##at, TN_MAP_##to, TN_MAP_F_##form | TN_MAP_##arg << 3, sizeof key - 1 },
+static const tn_map_row tn_map_rows[] = { TN_MAP_ROWS(TN_MAP_ROW) { 0, 0, 0, 0 } };
 
-/* In the order of the places. */
-static const tn_map_row tn_map_rows[] = {
-    { "KeepAlive", TN_MAP_AT_TOP, TN_MAP_F_BOOL, TN_MAP_V_KEEP_ALIVE, 0 },
-    { "PingRequest", TN_MAP_AT_TOP, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_PING, 0 },
-    { "PopBrowserURL", TN_MAP_AT_TOP, TN_MAP_F_TEXT, TN_MAP_V_BROWSE, 0 },
-    { "Node", TN_MAP_AT_TOP, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_SELF, 0 },
-    { "DERPMap", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_DERP, 0 },
-    { "Peers", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_PEERS, 0 },
-    { "PeersChanged", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_CHANGED, 0 },
-    { "PeersRemoved", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_REMOVED, 0 },
-    { "PeersChangedPatch", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_PATCHES, 0 },
-    { "OnlineChange", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_ONLINE, 0 },
-    { "DNSConfig", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_DNS, 0 },
-    { "PacketFilter", TN_MAP_AT_TOP, TN_MAP_F_ARRAY, TN_MAP_AT_SET, 0 },
-    { "PacketFilters", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_SETS, 0 },
-    { "ControlTime", TN_MAP_AT_TOP, TN_MAP_F_TEXT, TN_MAP_V_TIME, 0 },
-    { "TKAInfo", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_LOCK, 0 },
-    { "Debug", TN_MAP_AT_TOP, TN_MAP_F_OBJECT, TN_MAP_AT_DEBUG, 0 },
-
-    { "ID", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_ID, 0 },
-    { "NodeID", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_ID, 0 },
-    { "Name", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_NAME, 0 },
-    { "User", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_USER, 0 },
-    { "Key", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_KEY, TN_MAP_GOT_KEY },
-    { "KeyExpiry", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_EXPIRY, TN_MAP_GOT_EXPIRY },
-    { "DiscoKey", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_DISCO, TN_MAP_GOT_DISCO },
-    { "Addresses", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_ADDRESSES, 0 },
-    { "AllowedIPs", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_ALLOWED, TN_MAP_GOT_ALLOWED },
-    { "Endpoints", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_PLACES, TN_MAP_GOT_PLACES },
-    { "DERP", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_LEGACY, 0 },
-    { "HomeDERP", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_REGION, TN_MAP_GOT_REGION },
-    { "DERPRegion", TN_MAP_AT_NODE, TN_MAP_F_NUMBER, TN_MAP_V_REGION, TN_MAP_GOT_REGION },
-    { "Tags", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_TAGS, 0 },
-    { "Online", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_ONLINE },
-    { "MachineAuthorized", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_AUTHORIZED },
-    { "Capabilities", TN_MAP_AT_NODE, TN_MAP_F_ARRAY, TN_MAP_AT_CAPS, 0 },
-    { "CapMap", TN_MAP_AT_NODE, TN_MAP_F_OBJECT, TN_MAP_AT_CAP_MAP, TN_MAP_GOT_CAPS },
-    { "UnsignedPeerAPIOnly", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_UNSIGNED },
-    { "Expired", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_EXPIRED },
-    { "SelfNodeV4MasqAddrForThisPeer", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_MASQ4, 0 },
-    { "SelfNodeV6MasqAddrForThisPeer", TN_MAP_AT_NODE, TN_MAP_F_TEXT, TN_MAP_V_MASQ6, 0 },
-    { "IsWireGuardOnly", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_WG_ONLY },
-    { "IsJailed", TN_MAP_AT_NODE, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_BIT_JAILED },
-
-    { "", TN_MAP_AT_PEERS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_NODE, 0 },
-    { "", TN_MAP_AT_CHANGED, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_NODE, 0 },
-    { "", TN_MAP_AT_REMOVED, TN_MAP_F_NUMBER, TN_MAP_V_REMOVED, 0 },
-    { "", TN_MAP_AT_PATCHES, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_PATCH, 0 },
-    { "", TN_MAP_AT_ONLINE, TN_MAP_F_BOOL, TN_MAP_V_ONLINE_OF, 0 },
-    { "", TN_MAP_AT_ADDRESSES, TN_MAP_F_TEXT, TN_MAP_V_ADDRESS, 0 },
-    { "", TN_MAP_AT_ALLOWED, TN_MAP_F_TEXT, TN_MAP_V_ALLOWED, 0 },
-    { "", TN_MAP_AT_PLACES, TN_MAP_F_TEXT, TN_MAP_V_PLACE, 0 },
-    { "", TN_MAP_AT_TAGS, TN_MAP_F_TEXT, TN_MAP_V_TAG, 0 },
-    { "", TN_MAP_AT_CAPS, TN_MAP_F_TEXT, TN_MAP_V_CAP, 0 },
-    { "", TN_MAP_AT_CAP_MAP, TN_MAP_F_ANY, TN_MAP_V_CAP_KEY, 0 },
-
-    { "HomeParams", TN_MAP_AT_DERP, TN_MAP_F_OBJECT, TN_MAP_AT_HOME, 0 },
-    { "Regions", TN_MAP_AT_DERP, TN_MAP_F_OBJECT, TN_MAP_AT_REGIONS, 0 },
-    { "RegionScore", TN_MAP_AT_HOME, TN_MAP_F_OBJECT, TN_MAP_AT_SCORES, 0 },
-    { "", TN_MAP_AT_SCORES, TN_MAP_F_NUMBER, TN_MAP_V_SCORE, 0 },
-    { "", TN_MAP_AT_REGIONS, TN_MAP_F_OBJECT, TN_MAP_AT_REGION, 0 },
-    { "Avoid", TN_MAP_AT_REGION, TN_MAP_F_BOOL, TN_MAP_V_NOT_HOME, 0 },
-    { "NoMeasureNoHome", TN_MAP_AT_REGION, TN_MAP_F_BOOL, TN_MAP_V_NOT_HOME, 0 },
-    { "Nodes", TN_MAP_AT_REGION, TN_MAP_F_ARRAY, TN_MAP_AT_RELAYS, 0 },
-    { "", TN_MAP_AT_RELAYS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_RELAY, 0 },
-    { "HostName", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
-    { "CertName", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_MORE, 0 },
-    { "IPv4", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_IP4, 0 },
-    { "IPv6", TN_MAP_AT_RELAY, TN_MAP_F_TEXT, TN_MAP_V_IP6, 0 },
-    { "STUNPort", TN_MAP_AT_RELAY, TN_MAP_F_NUMBER, TN_MAP_V_LAST, 0 },
-    { "STUNOnly", TN_MAP_AT_RELAY, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_ITEM_STUN_ONLY },
-    { "DERPPort", TN_MAP_AT_RELAY, TN_MAP_F_NUMBER, TN_MAP_V_FIRST, 0 },
-    { "CanPort80", TN_MAP_AT_RELAY, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_ITEM_PORT80 },
-
-    { "Proxied", TN_MAP_AT_DNS, TN_MAP_F_BOOL, TN_MAP_V_PROXIED, 0 },
-    { "Domains", TN_MAP_AT_DNS, TN_MAP_F_NEW_ARRAY, TN_MAP_AT_DOMAINS, 0 },
-    { "Resolvers", TN_MAP_AT_DNS, TN_MAP_F_ARRAY, TN_MAP_AT_RESOLVERS, 0 },
-    { "Routes", TN_MAP_AT_DNS, TN_MAP_F_OBJECT, TN_MAP_AT_ROUTES, 0 },
-    { "ExtraRecords", TN_MAP_AT_DNS, TN_MAP_F_ARRAY, TN_MAP_AT_RECORDS, 0 },
-    { "", TN_MAP_AT_RESOLVERS, TN_MAP_F_OBJECT, TN_MAP_AT_RESOLVER, 0 },
-    { "Addr", TN_MAP_AT_RESOLVER, TN_MAP_F_TEXT, TN_MAP_V_RESOLVER, 0 },
-    { "", TN_MAP_AT_ROUTES, TN_MAP_F_ARRAY, TN_MAP_AT_ROUTE, 0 },
-    { "", TN_MAP_AT_ROUTES, TN_MAP_F_NULL, TN_MAP_V_ROUTE_NULL, 0 },
-    { "", TN_MAP_AT_ROUTE, TN_MAP_F_OBJECT, TN_MAP_AT_ROUTE_RESOLVER, 0 },
-    { "Addr", TN_MAP_AT_ROUTE_RESOLVER, TN_MAP_F_TEXT, TN_MAP_V_ROUTE_RESOLVER, 0 },
-    { "", TN_MAP_AT_DOMAINS, TN_MAP_F_TEXT, TN_MAP_V_DOMAIN, 0 },
-    { "", TN_MAP_AT_RECORDS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_RECORD, 0 },
-    { "Name", TN_MAP_AT_RECORD, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
-    { "Type", TN_MAP_AT_RECORD, TN_MAP_F_TEXT, TN_MAP_V_MORE, 0 },
-    { "Value", TN_MAP_AT_RECORD, TN_MAP_F_TEXT, TN_MAP_V_IP4, 0 },
-
-    { "", TN_MAP_AT_SETS, TN_MAP_F_ARRAY, TN_MAP_AT_SET, 0 },
-    { "", TN_MAP_AT_SETS, TN_MAP_F_NULL, TN_MAP_V_SET_NULL, 0 },
-    { "", TN_MAP_AT_SET, TN_MAP_F_OBJECT, TN_MAP_AT_RULE, 0 },
-    { "SrcIPs", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_SOURCES, 0 },
-    { "SrcBits", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_SOURCE_BITS, 0 },
-    { "DstPorts", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_TARGETS, 0 },
-    { "IPProto", TN_MAP_AT_RULE, TN_MAP_F_ARRAY, TN_MAP_AT_PROTOCOLS, 0 },
-    { "", TN_MAP_AT_SOURCES, TN_MAP_F_TEXT, TN_MAP_V_SOURCE, 0 },
-    { "", TN_MAP_AT_SOURCE_BITS, TN_MAP_F_ANY, TN_MAP_V_BAD, 0 },
-    { "", TN_MAP_AT_TARGETS, TN_MAP_F_NEW_OBJECT, TN_MAP_AT_TARGET, 0 },
-    { "IP", TN_MAP_AT_TARGET, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
-    { "Ports", TN_MAP_AT_TARGET, TN_MAP_F_OBJECT, TN_MAP_AT_PORTS, 0 },
-    { "Bits", TN_MAP_AT_TARGET, TN_MAP_F_NUMBER, TN_MAP_V_BAD, 0 },
-    { "First", TN_MAP_AT_PORTS, TN_MAP_F_NUMBER, TN_MAP_V_FIRST, 0 },
-    { "Last", TN_MAP_AT_PORTS, TN_MAP_F_NUMBER, TN_MAP_V_LAST, 0 },
-    { "", TN_MAP_AT_PROTOCOLS, TN_MAP_F_NUMBER, TN_MAP_V_PROTOCOL, 0 },
-
-    { "URL", TN_MAP_AT_PING, TN_MAP_F_TEXT, TN_MAP_V_TEXT, 0 },
-    { "URLIsNoise", TN_MAP_AT_PING, TN_MAP_F_BOOL, TN_MAP_V_FLAG, TN_MAP_ITEM_NOISE },
-    { "Types", TN_MAP_AT_PING, TN_MAP_F_TEXT, TN_MAP_V_MORE, 0 },
-    { "Payload", TN_MAP_AT_PING, TN_MAP_F_TEXT, TN_MAP_V_PAYLOAD, 0 },
-    { "SleepSeconds", TN_MAP_AT_DEBUG, TN_MAP_F_NUMBER, TN_MAP_V_SLEEP, 0 },
-    { "Disabled", TN_MAP_AT_LOCK, TN_MAP_F_BOOL, TN_MAP_V_UNLOCKED, 0 },
-    { "", 0xff, 0, 0, 0 }
-};
+/* Their keys, one behind the other. */
+#define TN_MAP_KEY(key, at, form, to, arg) key
+static const char tn_map_keys[] = TN_MAP_ROWS(TN_MAP_KEY);
 
 /* The form of each event, from TN_JS_OBJECT on; 0: an end. */
 static const uint8_t tn_map_forms[] = {
     TN_MAP_F_OBJECT, 0, TN_MAP_F_ARRAY, 0, TN_MAP_F_TEXT, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
-    TN_MAP_F_BOOL, TN_MAP_F_BOOL, TN_MAP_F_NULL, 0
+    TN_MAP_F_TRUTH, TN_MAP_F_TRUTH, TN_MAP_F_NULL, 0
 };
 
 /* What this event is where it stands; NULL: nothing we look at. */
 static const tn_map_row *tn_map_row_of(unsigned place, const tn_js *js, unsigned form)
 {
     const tn_map_row *row = tn_map_rows;
+    const char       *key = tn_map_keys;
     if (place == TN_MAP_AT_SELF || place == TN_MAP_AT_PATCH) place = TN_MAP_AT_NODE;
-    for (; row->at <= place; row++) {
-        unsigned want = row->form & TN_MAP_F_FORM;
-        if (row->at == place && (want == form || want == TN_MAP_F_ANY) &&
-            (row->key[0] == '\0' || tn_js_is_key(js, row->key))) return row;
+    for (; row->at != 0; key += row->key_len, row++) {
+        unsigned want = row->form & 7u;
+        if (row->at != place) continue;
+        if (want == TN_MAP_F_NEW) want = TN_MAP_F_OBJECT;
+        if ((want == form || want == TN_MAP_F_ANY) &&
+            (row->key_len == 0 || (!js->key_cut && js->key_len == row->key_len &&
+                                   memcmp(js->key, key, row->key_len) == 0))) return row;
     }
     return NULL;
 }
@@ -12870,7 +12867,7 @@ static void tn_map_node_prefix(tn_map *m, unsigned kind, const char *text, size_
         memcmp(ip.ip, p.ip, 16) != 0) return;
     if (kind == TN_MAP_LISTED && p.bits != 8u * tn_ip_len(p.family)) return;
     if (p.bits == 0) {
-        w->peer.flags |= tn_map_bit(TN_MAP_EXIT4, p.family);
+        w->peer.flags |= TN_MAP_EXIT4 << tn_map_six(p.family);
         return;
     }
     while (at < end && ((at->kind & 15u) != p.family || at->bits != p.bits ||
@@ -12901,65 +12898,79 @@ static void tn_map_node_place(tn_map_node_work *w, const char *text, size_t len)
     w->place_count++;
 }
 
-/* "" is Go's way to write none. */
-static void tn_map_node_masq(tn_map_peer *p, unsigned family, const char *text, size_t len)
+/* A value as it stands in the message. */
+typedef struct tn_map_value {
+    const tn_js *js;
+    const char  *text;
+    size_t       len;                       /* 0 when the text was cut                */
+    int64_t      n;                         /* -1 when it is no number                */
+    int32_t      low16;                     /* the same, -1 when it has more than 16 bits */
+    bool         on, cut;
+} tn_map_value;
+
+/* An address of a pair: good4 or bad4 becomes true. "" is Go's way to write none. */
+static void tn_map_pair(uint32_t *flags, uint32_t good4, uint32_t bad4, uint8_t pair[20],
+                        unsigned family, const tn_js *js)
 {
     tailnet_addr ip;
-    if (len == 0) return;
-    if (!tn_ip_parse(&ip, text, len) || ip.family != family) {
-        p->flags |= TN_MAP_BROKEN;
-        return;
-    }
-    p->flags |= tn_map_bit(TN_MAP_MASQ4, family);
-    memcpy(family == 4 ? p->masq4 : p->masq6, ip.ip, tn_ip_len(family));
+    bool         ok = tn_ip_parse(&ip, js->text, js->text_len) && ip.family == family;
+    if (js->text_len == 0) return;
+    *flags |= (ok ? good4 : bad4) << tn_map_six(family);
+    if (ok) memcpy(pair + 4 * tn_map_six(family), ip.ip, tn_ip_len(family));
 }
 
-/* A member of a node that is no flag. len is 0 when the text was cut; n is -1 when
- * the number is none. False: it does not count. */
-static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, const tn_js *js,
-                              size_t len, int64_t n)
+static bool tn_map_node_key(tn_map *m, const tn_map_value *v, bool disco)
+{
+    tn_map_peer *p    = &m->work.node.peer;
+    uint8_t     *at   = disco ? p->disco : p->key;
+    bool         ok   = tn_key_parse(at, disco ? TN_KEY_DISCO : TN_KEY_NODE, v->text, v->len);
+    bool         zero = tn_is_zero(at, 32);
+    if (!disco) return ok && !zero;
+    tn_map_set_flag(&p->flags, TN_MAP_DISCO_KEY, !zero);
+    if (ok) m->named |= TN_MAP_DISCO_KEY;
+    return ok;
+}
+
+/* A member of a node that is no flag. False: it does not count. */
+static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, const tn_map_value *v)
 {
     tn_map_node_work *w = &m->work.node;
     tn_map_peer      *p = &w->peer;
-    const char       *text = js->text;
-    uint64_t          v = 0;
-    bool              ok;
+    const char       *text = v->text;
+    size_t            len = v->len;
+    uint64_t          n;
     switch (value) {
-    case TN_MAP_V_ID:   if (n > 0) p->id = (uint64_t)n; break;
-    case TN_MAP_V_USER: if (n > 0) p->user = (uint64_t)n; break;
+    case TN_MAP_V_ID:   p->id = (uint64_t)v->n; break;
+    case TN_MAP_V_USER: p->user = (uint64_t)v->n; break;
     case TN_MAP_V_REGION:
-        if (n <= 0 || n > 0xffff) return false;
-        p->region = (uint16_t)n;
+        if (v->low16 <= 0) return false;
+        p->region = (uint16_t)v->low16;
         break;
     case TN_MAP_V_LEGACY:
-        if (tn_begins(text, len, "127.3.3.40:") && tn_dec_parse(text + 11, len - 11u, 0xffff, &v))
-            w->legacy_region = (uint16_t)v;
+        if (tn_begins(text, len, "127.3.3.40:") && tn_dec_parse(text + 11, len - 11u, 0xffff, &n))
+            w->legacy_region = (uint16_t)n;
         break;
     case TN_MAP_V_EXPIRY:
-        if (!tn_date_parse(&p->expiry_ms, text, len)) return false;
         m->named |= (uint32_t)TAILNET_PEER_EXPIRED;         /* later: it may be used again */
-        break;
+        return tn_date_parse(&p->expiry_ms, text, len);
     case TN_MAP_V_KEY:
-        return tn_key_parse(p->key, TN_KEY_NODE, text, len) && !tn_is_zero(p->key, 32);
-    case TN_MAP_V_DISCO:
-        ok = tn_key_parse(p->disco, TN_KEY_DISCO, text, len);
-        if (ok) m->named |= TN_MAP_DISCO_KEY;
-        tn_map_set_flag(&p->flags, TN_MAP_DISCO_KEY, !tn_is_zero(p->disco, 32));
-        return ok;
+    case TN_MAP_V_DISCO:   return tn_map_node_key(m, v, value == TN_MAP_V_DISCO);
     case TN_MAP_V_NAME:    tn_map_node_name(w, text, len); break;
-    case TN_MAP_V_MASQ4:   tn_map_node_masq(p, 4, text, js->text_len); break;
-    case TN_MAP_V_MASQ6:   tn_map_node_masq(p, 6, text, js->text_len); break;
+    case TN_MAP_V_MASQ4:
+    case TN_MAP_V_MASQ6:
+        tn_map_pair(&p->flags, TN_MAP_MASQ4, TN_MAP_BROKEN4, p->masq,
+                    value == TN_MAP_V_MASQ4 ? 4 : 6, v->js);
+        break;
     case TN_MAP_V_ADDRESS: tn_map_node_prefix(m, TN_MAP_LISTED, text, len); break;
     case TN_MAP_V_ALLOWED: tn_map_node_prefix(m, TN_MAP_ALLOWED, text, len); break;
     case TN_MAP_V_PLACE:   tn_map_node_place(w, text, len); break;
     case TN_MAP_V_TAG:     p->flags |= (uint32_t)TAILNET_PEER_TAGGED; break;
-    case TN_MAP_V_CAP_KEY:
-        text = js->key;
-        len  = js->key_cut ? 0 : js->key_len;
-        /* fall through */
-    default:                                /* TN_MAP_V_CAP */
+    default:                                /* TN_MAP_V_CAP, TN_MAP_V_CAP_KEY */
+        if (value == TN_MAP_V_CAP_KEY) {
+            text = v->js->key;
+            len  = v->js->key_cut ? 0 : v->js->key_len;
+        }
         if (len != 0) p->caps |= tn_flt_cap(flt, text, len);
-        if (tn_is(text, len, "only-tcp-443")) w->only_443 = true;
         if (tn_is(text, len, "magicdns-aaaa")) w->ipv6_names = true;
         break;
     }
@@ -12972,30 +12983,29 @@ static bool tn_map_node_end(tn_map *m)
 {
     tn_map_node_work *w  = &m->work.node;
     tn_map_peer      *p  = &w->peer;
-    tn_map_prefix    *at = m->routes + m->limits.routes, *to = at, *end = at + w->prefix_count;
-    bool own_only = !tn_map_got(m, TN_MAP_GOT_ALLOWED) || (p->flags & TN_MAP_UNSIGNED) != 0;
-    if (p->id == 0 || !tn_map_got(m, TN_MAP_GOT_KEY)) return false;
+    tn_map_prefix    *at = m->routes + m->limits.routes, *to = at;
+    uint32_t          flags = p->flags;
+    uint16_t          n = w->prefix_count;
+    bool own_only = !TN_MAP_HAS(m, ALLOWED) || (flags & TN_MAP_UNSIGNED) != 0;
+    if ((int64_t)p->id <= 0 || !TN_MAP_HAS(m, KEY)) return false;
     if (p->region == 0) p->region = w->legacy_region;
-    if (own_only) p->flags &= ~(uint32_t)(TN_MAP_EXIT4 | TN_MAP_EXIT6);
-    for (; at < end; at++) {
-        unsigned family = at->kind & 15u, len = tn_ip_len(family);
+    if (own_only) flags &= ~(uint32_t)(TN_MAP_EXIT4 | TN_MAP_EXIT6);
+    for (w->prefix_count = 0; n != 0; n--, at++) {
+        unsigned family = at->kind & 15u, six = tn_map_six(family), len = tn_ip_len(family);
         bool     listed = (at->kind & TN_MAP_LISTED) != 0;
         bool     allowed = own_only ? listed : (at->kind & TN_MAP_ALLOWED) != 0;
-        if (listed && (p->flags & tn_map_bit(TN_MAP_HAS4, family)) == 0) {
-            p->flags |= tn_map_bit(TN_MAP_HAS4, family);
-            memcpy(family == 4 ? p->ip4 : p->ip6, at->ip, len);
-            if (allowed) p->flags |= tn_map_bit(TN_MAP_ROUTED4, family);
+        bool     own = listed || (at->bits == 8u * len && tn_map_is_tailnet(at->ip, family));
+        if (listed && (flags & TN_MAP_HAS4 << six) == 0) {
+            flags |= (allowed ? TN_MAP_HAS4 | TN_MAP_ROUTED4 : TN_MAP_HAS4) << six;
+            memcpy(p->own + 4 * six, at->ip, len);
         } else if (allowed) {
-            bool own = listed || (at->bits == 8u * len && tn_map_is_tailnet(at->ip, family));
-            p->flags |= own ? TN_MAP_ROUTED : (uint32_t)TAILNET_PEER_HAS_ROUTES;
-            *to      = *at;
-            to->kind = (uint8_t)(own ? family | TN_MAP_OWN : family);
-            to++;
+            flags |= own ? TN_MAP_ROUTED : (uint32_t)TAILNET_PEER_HAS_ROUTES;
+            at->kind = (uint8_t)(own ? family | TN_MAP_OWN : family);
+            to[w->prefix_count++] = *at;
         }
     }
-    w->prefix_count = (uint16_t)(to - (m->routes + m->limits.routes));
-    if ((~p->flags & (TN_MAP_EXIT4 | TN_MAP_EXIT6)) == 0)
-        p->flags |= (uint32_t)TAILNET_PEER_OFFERS_EXIT;
+    if ((~flags & (TN_MAP_EXIT4 | TN_MAP_EXIT6)) == 0) flags |= (uint32_t)TAILNET_PEER_OFFERS_EXIT;
+    p->flags = flags;
     return true;
 }
 
@@ -13005,7 +13015,7 @@ static void tn_map_peer_end(tn_map *m)
     const tn_map_peer *p = &m->work.node.peer;
     if (!tn_map_node_end(m)) return;
     if (m->has_self && (p->id == m->self.id || memcmp(p->key, m->self.key, 32) == 0)) return;
-    m->has = (uint16_t)~(1u << TN_MAP_GOT_KEPT);
+    m->has = 0xfe;
     m->work.flags |= TN_MAP_USED;
     m->todo = TN_MAP_DO_PLACE;
 }
@@ -13024,7 +13034,6 @@ static void tn_map_self_end(tn_map *m)
     (void)tn_map_addr(&w->peer, 6, &s->ip6);
     s->authorized = (w->peer.flags & TN_MAP_AUTHORIZED) != 0;
     s->expired    = (w->peer.flags & TAILNET_PEER_EXPIRED) != 0;
-    s->only_443   = w->only_443;
     s->ipv6_names = w->ipv6_names;
     memcpy(s->name, w->name, sizeof s->name);
     m->node_seen = m->has_self = true;
@@ -13039,9 +13048,8 @@ static void tn_map_self_end(tn_map *m)
 static void tn_map_item_text(tn_map_item *w, char *dst, size_t cap, const char *text, size_t len,
                              bool cut)
 {
-    size_t i;
-    bool   ok = !cut && tn_text_copy(dst, cap, text, len);
-    for (i = 0; i < len; i++) ok = ok && text[i] > 0x20 && text[i] < 0x7f;
+    bool ok = !cut && tn_text_copy(dst, cap, text, len);
+    while (len-- != 0) ok = ok && *text > 0x20 && *text++ < 0x7f;
     if (!ok) {
         w->flags |= 1u << TN_MAP_ITEM_BAD;
         dst[0] = '\0';
@@ -13063,29 +13071,6 @@ static void tn_map_item_payload(tn_map_item *w, const char *text, size_t len)
         if (w->bits < 8 || !w->whole) continue;
         w->bits = (uint8_t)(w->bits - 8u);
         w->payload[w->payload_len++] = (uint8_t)(w->sum >> w->bits & 0xffu);
-    }
-}
-
-/* A member of any other object. */
-static void tn_map_item_value(tn_map_item *w, unsigned value, const tn_js *js, bool cut, int64_t n)
-{
-    const char  *text = js->text;
-    size_t       len  = js->text_len;
-    int32_t      v    = n < 0 || n > 0xffff ? -1 : (int32_t)n;
-    tailnet_addr *ip  = &w->ip[value == TN_MAP_V_IP6 ? 1 : 0];
-    switch (value) {
-    case TN_MAP_V_TEXT:  tn_map_item_text(w, w->text, sizeof w->text, text, len, cut); break;
-    case TN_MAP_V_MORE:  tn_map_item_text(w, w->more, sizeof w->more, text, len, cut); break;
-    case TN_MAP_V_FIRST: w->first = v; break;
-    case TN_MAP_V_LAST:  w->last = v; break;
-    case TN_MAP_V_IP4:
-    case TN_MAP_V_IP6:
-        (void)tn_ip_parse(ip, text, cut ? 0 : len);
-        ip->port = len != 0;
-        break;
-    default:                                /* TN_MAP_V_PAYLOAD */
-        tn_map_item_payload(w, text, len);
-        break;
     }
 }
 
@@ -13114,15 +13099,15 @@ static void tn_map_score_value(tn_map *m, const tn_js *js)
 {
     uint32_t v = tn_map_thousandths(js);
     int64_t  id;
-    unsigned i;
+    unsigned i = 0;
     if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff || v == 0 || v > 0xffff) return;
-    for (i = 0; i < TN_MAP_SCORES; i++) {
-        if (m->scores[i].id != 0 && m->scores[i].id != (uint16_t)id) continue;
-        m->scores[i].id          = (uint16_t)id;
-        m->scores[i].thousandths = (uint16_t)v;
+    while (i < TN_MAP_SCORES && m->scores[i].id != 0 && m->scores[i].id != (uint16_t)id) i++;
+    if (i == TN_MAP_SCORES) {
+        m->dropped++;
         return;
     }
-    m->dropped++;
+    m->scores[i].id          = (uint16_t)id;
+    m->scores[i].thousandths = (uint16_t)v;
 }
 
 /* The same URL twice is one request (the server repeats it until it is answered). */
@@ -13139,12 +13124,11 @@ static tn_map_result tn_map_ping_end(tn_map *m)
 
 static void tn_map_record_end(tn_map *m)
 {
-    tn_map_item *w        = &m->work.item;
-    size_t       type_len = strlen(w->more);
-    w->ip[0].port         = 0;
-    if (w->text_len == 0 || w->ip[0].family == 0) return;
-    if (type_len != 0 && !tn_is(w->more, type_len, "A") && !tn_is(w->more, type_len, "AAAA")) return;
-    tn_map_dns_add(m, TN_MAP_DNS_RECORD, &w->ip[0], w->text, w->text_len);
+    tn_map_item *w   = &m->work.item;
+    size_t       len = strlen(w->more);
+    if (w->text_len == 0 || w->value.family == 0) return;
+    if (len != 0 && !tn_is(w->more, len, "A") && !tn_is(w->more, len, "AAAA")) return;
+    tn_map_dns_add(m, TN_MAP_DNS_RECORD, &w->value, w->text, w->text_len);
 }
 
 /* The domain of a split route is its key. */
@@ -13162,46 +13146,63 @@ static bool tn_map_delta(const tn_map *m, int64_t id, uint16_t *index)
     return !m->listed && id > 0 && tn_map_by_id(m, (uint64_t)id, index);
 }
 
-static void tn_map_online(tn_map *m, const tn_js *js, bool on)
+static void tn_map_online(tn_map *m, const tn_map_value *v)
 {
     int64_t  id;
     uint16_t i;
     uint32_t was;
-    if (!tn_js_key_int(js, &id) || !tn_map_delta(m, id, &i)) return;
+    if (!tn_js_key_int(v->js, &id) || !tn_map_delta(m, id, &i)) return;
     was = m->peers[i].flags;
-    tn_map_set_flag(&m->peers[i].flags, (uint32_t)TAILNET_PEER_ONLINE, on);
+    tn_map_set_flag(&m->peers[i].flags, (uint32_t)TAILNET_PEER_ONLINE, v->on);
     if (was != m->peers[i].flags) m->events |= TAILNET_EVENT_PEERS;
 }
 
-/* Values that are no part of one object. */
-static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value, const tn_js *js,
-                                        size_t len, int64_t n, bool on)
+/* Values of the message and of its small objects. */
+static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value,
+                                        const tn_map_value *v)
 {
-    tn_map_item *w = &m->work.item;
+    tn_map_item *w  = &m->work.item;
+    const tn_js *js = v->js;
     uint32_t     ms;
     uint16_t     i;
     switch (value) {
-    case TN_MAP_V_KEEP_ALIVE: m->keep_alive = on; break;
-    case TN_MAP_V_BROWSE:     return len != 0 ? TN_MAP_BROWSE : TN_MAP_OK;
-    case TN_MAP_V_TIME:       (void)tn_date_parse(&m->control_time_ms, js->text, len); break;
+    case TN_MAP_V_TEXT:
+        tn_map_item_text(w, w->text, sizeof w->text, v->text, v->len, v->cut);
+        break;
+    case TN_MAP_V_MORE:
+        tn_map_item_text(w, w->more, sizeof w->more, v->text, v->len, v->cut);
+        break;
+    case TN_MAP_V_FIRST:   w->first = v->low16; break;
+    case TN_MAP_V_LAST:    w->last = v->low16; break;
+    case TN_MAP_V_IP4:
+    case TN_MAP_V_IP6:
+        tn_map_pair(&w->flags, TN_MAP_REGION_IP4, TN_MAP_REGION_NO4, w->ip,
+                    value == TN_MAP_V_IP4 ? 4 : 6, js);
+        break;
+    case TN_MAP_V_VALUE:   (void)tn_ip_parse(&w->value, v->text, v->len); break;
+    case TN_MAP_V_PAYLOAD: tn_map_item_payload(w, v->text, js->text_len); break;
+    case TN_MAP_V_KEEP_ALIVE: m->keep_alive = v->on; break;
+    case TN_MAP_V_BROWSE:     return v->len != 0 ? TN_MAP_BROWSE : TN_MAP_OK;
+    case TN_MAP_V_TIME:       (void)tn_date_parse(&m->control_time_ms, v->text, v->len); break;
     case TN_MAP_V_SLEEP:
         ms          = tn_map_thousandths(js);
         m->sleep_ms = ms < 300000ul ? ms : (uint32_t)300000ul;
         break;
-    case TN_MAP_V_UNLOCKED: if (on) m->lock_on = false; break;
+    case TN_MAP_V_UNLOCKED: if (v->on) m->lock_on = false; break;
     case TN_MAP_V_REMOVED:
-        if (tn_map_delta(m, n, &i) && (m->peers[i].flags & TN_MAP_SEEN) == 0) tn_map_leave(m, i);
+        if (tn_map_delta(m, v->n, &i) && (m->peers[i].flags & TN_MAP_SEEN) == 0) tn_map_leave(m, i);
         break;
-    case TN_MAP_V_ONLINE_OF: tn_map_online(m, js, on); break;
+    case TN_MAP_V_ONLINE_OF: tn_map_online(m, v); break;
     case TN_MAP_V_SCORE:     tn_map_score_value(m, js); break;
-    case TN_MAP_V_NOT_HOME:  if (on) m->region_flags = TN_MAP_REGION_NOT_HOME; break;
-    case TN_MAP_V_PROXIED:   m->dns_proxied = on; break;
+    case TN_MAP_V_NOT_HOME:  if (v->on) m->region_flags = TN_MAP_REGION_NOT_HOME; break;
+    case TN_MAP_V_PROXIED:   m->dns_proxied = v->on; break;
     case TN_MAP_V_DOMAIN:
-        if (len != 0) tn_map_dns_add(m, TN_MAP_DNS_SEARCH, &w->ip[0], js->text, len);
+        memset(&w->value, 0, sizeof w->value);
+        if (v->len != 0) tn_map_dns_add(m, TN_MAP_DNS_SEARCH, &w->value, v->text, v->len);
         break;
     case TN_MAP_V_RESOLVER:
     case TN_MAP_V_ROUTE_RESOLVER:
-        tn_map_dns_resolver(m, value == TN_MAP_V_ROUTE_RESOLVER, js->text, len);
+        tn_map_dns_resolver(m, value == TN_MAP_V_ROUTE_RESOLVER, v->text, v->len);
         break;
     case TN_MAP_V_ROUTE_NULL:
         tn_map_dns_route_begin(m, js);
@@ -13209,31 +13210,32 @@ static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value, 
         break;
     case TN_MAP_V_SET_NULL: if (!js->key_cut) tn_flt_set_drop(flt, js->key, js->key_len); break;
     case TN_MAP_V_SOURCE:
-        if (js->text_cut) tn_flt_rule_skip(flt);
-        else              tn_flt_src(flt, js->text, len);
+        if (v->cut) tn_flt_rule_skip(flt);
+        else        tn_flt_src(flt, v->text, v->len);
         break;
-    case TN_MAP_V_PROTOCOL: tn_flt_proto(flt, n); break;
+    case TN_MAP_V_PROTOCOL: tn_flt_proto(flt, v->n); break;
     default:                tn_flt_rule_bad(flt); break;    /* TN_MAP_V_BAD */
     }
     return TN_MAP_OK;
 }
 
-static tn_map_result tn_map_value(tn_map *m, tn_flt *flt, const tn_map_row *row, const tn_js *js,
-                                  tn_js_event ev)
+static tn_map_result tn_map_take_value(tn_map *m, tn_flt *flt, const tn_map_row *row,
+                                       const tn_js *js, tn_js_event ev)
 {
-    bool     on  = ev == TN_JS_TRUE, cut = js->text_cut || ev == TN_JS_PART;
-    size_t   len = cut ? 0 : js->text_len;
-    uint32_t bit = (uint32_t)1 << row->arg;
-    int64_t  n   = -1;
-    if (ev == TN_JS_NUMBER && !tn_js_int(js, &n)) n = -1;
-    if (row->to > TN_MAP_V_CAP_KEY)
-        return tn_map_other_value(m, flt, row->to, js, len, n, on);
+    uint32_t     bit = (uint32_t)1 << (row->form >> 3);
+    tn_map_value v;
+    v.js   = js;
+    v.text = js->text;
+    v.cut  = js->text_cut || ev == TN_JS_PART;
+    v.len  = v.cut ? 0 : js->text_len;
+    v.on   = ev == TN_JS_TRUE;
+    if (ev != TN_JS_NUMBER || !tn_js_int(js, &v.n)) v.n = -1;
+    v.low16 = v.n < 0 || v.n > 0xffff ? -1 : (int32_t)v.n;
+    if (row->to > TN_MAP_V_CAP_KEY) return tn_map_other_value(m, flt, row->to, &v);
     if (row->to == TN_MAP_V_FLAG) {
         m->named |= bit;
-        tn_map_set_flag(&m->work.flags, bit, on);
-    } else if (row->to <= TN_MAP_V_PAYLOAD) {
-        tn_map_item_value(&m->work.item, row->to, js, cut, n);
-    } else if (tn_map_node_value(m, flt, row->to, js, len, n)) {
+        tn_map_set_flag(&m->work.flags, bit, v.on);
+    } else if (tn_map_node_value(m, flt, row->to, &v)) {
         m->has = (uint16_t)(m->has | bit);
     } else {
         m->has = (uint16_t)(m->has & ~bit);
@@ -13244,13 +13246,12 @@ static tn_map_result tn_map_value(tn_map *m, tn_flt *flt, const tn_map_row *row,
 /* A container begins. False: it is not for us. */
 static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *js)
 {
-    int64_t  id = 0;
-    uint16_t i;
-    if ((row->form & TN_MAP_F_NEW) != 0) {
+    int64_t id = 0;
+    if ((row->form & 7u) == TN_MAP_F_NEW) {
         memset(&m->work, 0, sizeof m->work);
         m->named = m->has = 0;
     }
-    m->has = (uint16_t)(m->has | 1u << row->arg);
+    m->has = (uint16_t)(m->has | 1u << (row->form >> 3));
     switch (row->to) {
     case TN_MAP_AT_NODE:
         if (row->at == TN_MAP_AT_PEERS) m->listed = true;
@@ -13259,7 +13260,7 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
     case TN_MAP_AT_SCORES: memset(m->scores, 0, sizeof m->scores); break;
     case TN_MAP_AT_REGIONS:
         m->region_passed = false;
-        for (i = 0; i < m->limits.regions; i++) m->regions[i].nth |= TN_MAP_REGION_OLD;
+        tn_map_regions(m, true);
         break;
     case TN_MAP_AT_REGION:
         if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff) return false;
@@ -13301,11 +13302,13 @@ static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, t
     case TN_MAP_AT_NODE: tn_map_peer_end(m); break;
     case TN_MAP_AT_SELF: tn_map_self_end(m); break;
     case TN_MAP_AT_PATCH:
-        m->has  = (uint16_t)(m->has & ~(1u << TN_MAP_GOT_KEPT));
+        m->has = (uint16_t)(m->has & ~1u);
         m->todo = TN_MAP_DO_PLACE;
         break;
-    case TN_MAP_AT_REGIONS: tn_map_regions_end(m); break;
-    case TN_MAP_AT_REGION:  tn_map_region_mark(m, false); break;
+    case TN_MAP_AT_REGIONS:
+        tn_map_regions(m, false);
+        break;
+    case TN_MAP_AT_REGION: tn_map_region_mark(m, false); break;
     case TN_MAP_AT_RELAY:   tn_map_relay_end(m); break;
     case TN_MAP_AT_DNS:     m->events |= TAILNET_EVENT_DNS; break;
     case TN_MAP_AT_ROUTE:   tn_map_dns_route_end(m); break;
@@ -13327,8 +13330,8 @@ static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, t
 
 static void tn_map_message_begin(tn_map *m)
 {
-    uint16_t i;
-    for (i = 0; i < m->limits.peers; i++) m->peers[i].flags &= ~(uint32_t)TN_MAP_SEEN;
+    tn_map_peer *p = m->peers;
+    for (; p < m->peers + m->limits.peers; p++) p->flags &= ~TN_MAP_SEEN;
     m->keep_alive = m->listed = m->node_seen = m->dns_seen = m->lock_seen = false;
     m->passed_now      = false;
     m->under_way       = true;
@@ -13375,8 +13378,8 @@ static tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event 
         tn_map_message_begin(m);
     } else {
         row = js->depth + 1 < TN_MAP_PATH ? tn_map_row_of(m->path[js->depth], js, form) : NULL;
-        if (row != NULL && (form > TN_MAP_F_ARRAY || row->form == TN_MAP_F_ANY)) {
-            result = tn_map_value(m, flt, row, js, ev);
+        if (row != NULL && (form > TN_MAP_F_ARRAY || (row->form & 7u) == TN_MAP_F_ANY)) {
+            result = tn_map_take_value(m, flt, row, js, ev);
             row    = NULL;
         }
         if (form <= TN_MAP_F_ARRAY) {
@@ -13452,7 +13455,6 @@ typedef struct tn_relay_link {
     uint16_t        region;                 /* 0: the slot is free                */
     uint16_t        next_region;            /* CLOSING: what comes then           */
     uint16_t        status;                 /* of HTTP, when the upgrade failed   */
-    uint32_t        restart_in_ms;
     uint64_t        deadline_ms;            /* of the state                       */
     uint64_t        written_ms;             /* the last packet for it             */
     uint64_t        pong_ms;                /* a pong has to come by then         */
@@ -13460,6 +13462,7 @@ typedef struct tn_relay_link {
     uint8_t         pong[8];                /* to be answered, or expected        */
     uint8_t         ping[8];
     tn_derp         derp;
+    uint32_t        restart_in_ms;
     tn_relay_letter letter;
 } tn_relay_link;
 
@@ -13581,8 +13584,14 @@ static uint16_t tn_relay_region_of(const tn_relay *r, unsigned slot)
     return r->links[slot].region;
 }
 
+/* Which of the region's relays it is. */
+static uint8_t tn_relay_node_of(const tn_relay *r, unsigned slot) { return r->links[slot].node; }
+
 /* Are we where our peers look for us? */
-static bool tn_relay_is_up(const tn_relay *r) { return r->on && tn_relay_is_open(r, r->home); }
+static TN_MAYBE_UNUSED bool tn_relay_is_up(const tn_relay *r)
+{
+    return r->on && tn_relay_is_open(r, r->home);
+}
 
 /* A slot without a connection becomes free. */
 static void tn_relay_free(tn_relay_link *l, uint64_t now_ms)
@@ -13649,7 +13658,7 @@ static TN_NOINLINE void tn_relay_choice_add(tn_relay_choice *c, uint16_t region,
 
 /* Decides. Stays where we are as long as that is possible; after a region that
  * cannot be reached comes the next of the map, so that each gets its turn. */
-static void tn_relay_choose(tn_relay *r, const tn_relay_choice *c, uint64_t now_ms)
+static TN_NOINLINE void tn_relay_choose(tn_relay *r, const tn_relay_choice *c, uint64_t now_ms)
 {
     uint16_t next = c->best;
     if (c->current_seen)            next = c->current;
@@ -14193,8 +14202,9 @@ static int tn_relay_route(tn_relay *r, size_t peer, uint16_t region, uint64_t no
 /* A packet for key through that slot. w: the link's open record, NULL while it
  * takes nothing. urgent: handshake or disco, which may fill the record and wait
  * for a connection, one per slot, the newest. AGAIN: dropped. */
-static tailnet_result tn_relay_post(tn_relay *r, unsigned slot, tn_wr *w, const uint8_t key[32],
-                                    const void *data, size_t len, bool urgent, uint64_t now_ms)
+static TN_NOINLINE tailnet_result tn_relay_post(tn_relay *r, unsigned slot, tn_wr *w,
+                                                const uint8_t key[32], const void *data, size_t len,
+                                                bool urgent, uint64_t now_ms)
 {
     tn_relay_link *l    = &r->links[slot];
     size_t         room = w == NULL ? 0 : tn_relay_room(w);
@@ -14245,7 +14255,7 @@ static void tn_relay_forget_peer(tn_relay *r, size_t peer)
  * States:  IDLE -> PAUSE -> KEY -> PAUSE -> DIAL -> UPGRADE -> REGISTER ->
  *          STREAM -> RUN; PAUSE -> DIAL when the key is known; UPGRADE ->
  *          STREAM, FOLLOWUP; REGISTER -> FOLLOWUP -> STREAM; FOLLOWUP, STREAM,
- *          RUN -> REGISTER; KEY, REGISTER and FOLLOWUP begin anew; from every
+ *          RUN -> REGISTER; REGISTER and FOLLOWUP begin anew; from every
  *          state but IDLE to PAUSE and to IDLE.
  * Always:  every state but IDLE has a deadline. A request under way is built
  *          from frozen inputs. No message is ever in memory as a whole.
@@ -14256,6 +14266,7 @@ static void tn_relay_forget_peer(tn_relay *r, size_t peer)
 
 enum {
     TN_CTL_RECORD_MAX = TN_NZ_RECORD_MAX,
+    TN_CTL_OUT_MAX    = TAILNET_TLS_OUT < TN_NZ_TEXT_MAX ? TAILNET_TLS_OUT : TN_NZ_TEXT_MAX,
     TN_CTL_TEXT_MAX   = 160,                /* of a refusal, kept for the user      */
     TN_CTL_URL_MAX    = 200,                /* login URL with its end               */
     TN_CTL_HOST_MAX   = 96,                 /* host name with its end               */
@@ -14269,6 +14280,7 @@ enum {
 #define TN_CTL_PING_MS      60000ul         /* while a follow-up is silent          */
 #define TN_CTL_PONG_MS      15000ul
 #define TN_CTL_AUX_MS       15000ul
+#define TN_CTL_CROWDED_MS   100u            /* till a TLS engine is free           */
 #define TN_CTL_REFRESH_MS   1200000ul       /* a deleted node learns of it only by
                                              * asking: hscontrol/poll.go            */
 #define TN_CTL_SLOW_MS      300000ul        /* between tries that will hardly heal  */
@@ -14283,7 +14295,7 @@ typedef enum tn_ctl_state {
 /* From row to column: may that happen? */
 static const uint16_t tn_ctl_arrows[9] = {
     /* IDLE     */ 1u << TN_CTL_PAUSE,
-    /* KEY      */ 1u << TN_CTL_KEY | 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
+    /* KEY      */ 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
     /* DIAL     */ 1u << TN_CTL_UPGRADE | 1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
     /* UPGRADE  */ 1u << TN_CTL_REGISTER | 1u << TN_CTL_FOLLOWUP | 1u << TN_CTL_STREAM |
         1u << TN_CTL_PAUSE | 1u << TN_CTL_IDLE,
@@ -14334,7 +14346,7 @@ typedef struct tn_ctl_world {
     tn_key_state       *keys;
     uint8_t            *node_public;        /* of keys->node; follows a new key     */
     const tailnet_desc *desc;
-    const tn_ctl_wish  *wish;
+    tn_ctl_wish         wish;
     bool                tls_free;           /* control may keep a TLS engine        */
 } tn_ctl_world;
 
@@ -14353,21 +14365,14 @@ typedef struct tn_ctl_asked {
 
 /* The answer to a registration, while it is read. */
 typedef struct tn_ctl_answer {
-    bool expired, signature, error, has_url, same_url;
+    bool expired, signature, error, has_url, same_url, too_long;
 } tn_ctl_answer;
 
+/* Small and much used first: short offsets make short code. */
 typedef struct tn_ctl {
     tn_ctl_state    state;
-    tailnet_link    link, aux;              /* 0: none                              */
-    uint64_t        deadline_ms, aux_deadline_ms, lite_deadline_ms, ping_deadline_ms;
-    uint64_t        reread_at_ms;           /* not again before                     */
-    uint32_t        reread_ms;
-    uint32_t        news, detail;
-    uint16_t        failures;               /* in a row                             */
-    uint16_t        port;                   /* of the dial under way                */
-    uint8_t         redirects;
     bool            up;                     /* wanted                               */
-    bool            want_login, want_logout, want_reread, want_refetch;
+    bool            want_login, want_logout, want_reread;
     bool            over_tls;               /* carrier of the present dial          */
     bool            plain_failed;           /* the last plain one failed            */
     bool            key_known;              /* server_key may be used               */
@@ -14378,9 +14383,22 @@ typedef struct tn_ctl {
     bool            slow;                   /* the next pause is a long one         */
     bool            early_done, message_open, fed, aux_sent;
     bool            reread_own;
+    bool            map_refused;            /* since it last gave us a map        */
+    bool            crowded;                /* no TLS engine was free for us      */
     bool            ping_waits;             /* for room to answer; no reading till then */
+    uint8_t         prefix[4], prefix_len;
+    uint8_t         text_len;
+    uint8_t         url_len;
+    uint16_t        failures;               /* in a row                             */
+    uint16_t        port;                   /* of the dial under way                */
+    tailnet_link    link, aux;              /* 0: none                              */
+    uint32_t        reread_ms;
+    uint32_t        news, detail;
+    uint32_t        maps_read;              /* messages that were no mere sign of life */
     tailnet_result  why;                    /* the newest trouble                   */
     const char     *why_section;
+    uint64_t        deadline_ms, aux_deadline_ms, lite_deadline_ms, ping_deadline_ms;
+    uint64_t        reread_at_ms;           /* not again before                     */
     uint8_t         server_key[32];
     uint8_t         asker[32];              /* public node key of a registration    */
     tn_ctl_outgoing rq;
@@ -14388,9 +14406,6 @@ typedef struct tn_ctl {
     uint32_t        map_stream;             /* whose answer fills the map; 0: none  */
     uint32_t        next_stream;            /* the one that will replace it         */
     uint32_t        message_left;
-    uint8_t         prefix[4], prefix_len;
-    uint8_t         text_len;
-    uint8_t         url_len;
     tn_ctl_answer   answer;
     char            host[TN_CTL_HOST_MAX];
     char            text[TN_CTL_TEXT_MAX];  /* what a refusing server said          */
@@ -14410,7 +14425,7 @@ typedef struct tn_ctl {
     bool            piece_end;
     uint16_t        out_len, out_at;
     uint16_t        in_len, in_end;         /* of the record; where plain ends      */
-    uint8_t         out[TAILNET_TLS_OUT + 19];
+    uint8_t         out[TN_CTL_OUT_MAX + 19];
     uint8_t         in[TN_CTL_RECORD_MAX];
 } tn_ctl;
 
@@ -14485,7 +14500,7 @@ static void tn_ctl_body_register(const tn_ctl *c, const tn_ctl_world *x, tn_wr *
     tn_js_w_init(&w, wr);
     tn_js_w_object(&w);
     tn_js_w_member_uint(&w, "Version", d->capability_version);
-    tn_js_w_member_hex(&w, "NodeKey", TN_KEY_NODE, c->asker, 32);
+    tn_js_w_member_hex(&w, "NodeKey", TN_KEY_NODE, logout ? x->node_public : c->asker, 32);
     if (x->keys->has_old && !logout)
         tn_js_w_member_hex(&w, "OldNodeKey", TN_KEY_NODE, x->keys->old_public, 32);
     if (logout) {                           /* any past time; this is the official one */
@@ -14540,7 +14555,10 @@ static void tn_ctl_body_map(const tn_ctl *c, const tn_ctl_world *x, tn_wr *wr, b
 /* Two kinds of ping request are answered: a HEAD of the URL, and a request to
  * us inside it (tailcfg.PingRequest.Types). */
 static bool tn_ctl_ping_is_head(const tn_map_item *ping) { return ping->more[0] == '\0'; }
-static bool tn_ctl_ping_is_c2n(const tn_map_item *ping) { return tn_is(ping->more, strlen(ping->more), "c2n"); }
+static bool tn_ctl_ping_is_c2n(const tn_map_item *ping)
+{
+    return tn_is(ping->more, strlen(ping->more), "c2n");
+}
 
 /* The body of a request that came inside a ping request, and is it one for
  * /echo? The request is HTTP/1.1 as Go writes it. */
@@ -14668,9 +14686,17 @@ static void tn_ctl_well(tn_ctl *c)
     c->text_len = 0;
 }
 
+static void tn_ctl_end_aux(tn_ctl *c, tn_ctl_world *x)
+{
+    if (c->aux != 0) tn_link_close(x->links, c->aux, TAILNET_OK);
+    c->aux             = 0;
+    c->aux_deadline_ms = TN_NEVER;
+}
+
 /* Forgets the connection and everything that lived on it; the map stays in force. */
 static void tn_ctl_disconnect(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
 {
+    tn_ctl_end_aux(c, x);                   /* its host is ours, and may change */
     if (c->link != 0) tn_link_close(x->links, c->link, why);
     if (c->map_stream != 0 || c->next_stream != 0) tn_map_stream(x->map, x->flt);
     c->link = 0;
@@ -14689,6 +14715,7 @@ static void tn_ctl_disconnect(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
     c->message_left                                 = 0;
     c->prefix_len                                   = 0;
     c->lite_deadline_ms = c->ping_deadline_ms = TN_NEVER;
+    c->crowded                                = false;
 }
 
 /* Gives this attempt up and waits; longer with every failure in a row. */
@@ -14724,6 +14751,14 @@ static void tn_ctl_refuse(tn_ctl *c, tn_ctl_world *x, tailnet_result why, int32_
 
 /* ---- dialling ---- */
 
+/* Lends a link without an engine the free end of our record buffer. */
+static void tn_ctl_lend(tn_ctl *c, tn_ctl_world *x)
+{
+    size_t used = c->in_end > c->in_len ? c->in_end : c->in_len;
+    if (tn_link_has_engine(x->links, c->link)) return;
+    tn_link_lend(x->links, c->link, c->in + used, sizeof c->in - used, NULL, 0);
+}
+
 /* Opens a link to the host that stands in c->host. */
 static bool tn_ctl_dial_host(tn_ctl *c, tn_ctl_world *x, uint16_t port, bool tls, uint8_t purpose,
                              tailnet_link *out)
@@ -14744,17 +14779,11 @@ static bool tn_ctl_dial_host(tn_ctl *c, tn_ctl_world *x, uint16_t port, bool tls
         }
     }
     r = tn_link_open(x->links, &dial, purpose, out);
+    if (out == &c->link) c->crowded = r == TAILNET_ERR_AGAIN;
     if (r == TAILNET_OK) return true;
     *out = 0;
     if (r != TAILNET_ERR_AGAIN && out == &c->link) tn_ctl_trouble(c, r, "link", 0);
     return false;
-}
-
-static bool tn_ctl_dial(tn_ctl *c, tn_ctl_world *x, const tn_ctl_target *t, bool tls,
-                        uint8_t purpose)
-{
-    tn_text_copy(c->host, sizeof c->host, t->host, t->host_len);
-    return tn_ctl_dial_host(c, x, c->port, tls, purpose, &c->link);
 }
 
 /* May the control connection go over port 80 in the clear, under Noise alone?
@@ -14763,6 +14792,19 @@ static bool tn_ctl_may_plain(const tn_ctl_world *x, const tn_ctl_target *t)
 {
     if (!t->tls) return true;
     return !x->desc->control_tls && !t->named_port;
+}
+
+/* The dial could not even begin. An engine that others hold is no failure of ours:
+ * the room above makes place. */
+static void tn_ctl_not_dialled(tn_ctl *c, tn_ctl_world *x)
+{
+    uint16_t failures = c->failures;
+    bool     crowded  = c->crowded;
+    tn_ctl_pause(c, x, TAILNET_ERR_AGAIN);
+    if (!crowded) return;
+    c->crowded     = true;
+    c->failures    = failures;
+    c->deadline_ms = x->rim->now_ms + TN_CTL_CROWDED_MS;
 }
 
 /* Starts the next connection: for the server's key, or for control itself. */
@@ -14776,11 +14818,11 @@ static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
         return;
     }
     c->port = t.port;
+    tn_text_copy(c->host, sizeof c->host, t.host, t.host_len);
     if (!c->key_known) {
-        c->redirects = 0;
         tn_ctl_enter(c, TN_CTL_KEY, late);
-        if (!tn_ctl_dial(c, x, &t, t.tls, TN_LINK_FOR_KEY))
-            tn_ctl_pause(c, x, TAILNET_ERR_AGAIN);
+        if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->link))
+            tn_ctl_not_dialled(c, x);
         return;
     }
     c->over_tls = t.tls && (!tn_ctl_may_plain(x, &t) || (c->plain_failed && x->tls_free));
@@ -14790,8 +14832,10 @@ static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
         return;
     }
     tn_ctl_enter(c, TN_CTL_DIAL, late);
-    if (!tn_ctl_dial(c, x, &t, c->over_tls, TN_LINK_FOR_CONTROL))
-        tn_ctl_pause(c, x, TAILNET_ERR_AGAIN);
+    if (tn_ctl_dial_host(c, x, c->port, c->over_tls, TN_LINK_FOR_CONTROL, &c->link))
+        tn_ctl_lend(c, x);                  /* a proxy answers before it is open */
+    else
+        tn_ctl_not_dialled(c, x);
 }
 
 static void tn_ctl_h1_host(const tn_ctl *c, bool tls, tn_h1_host *out)
@@ -14821,25 +14865,19 @@ static bool tn_ctl_send(tn_ctl *c, tn_ctl_world *x, const tn_wr *w)
     return true;
 }
 
-/* GET /key?v=N (control/controlclient/direct.go, loadServerPubKeys). After a
- * redirect its path stands in text. */
+/* GET /key?v=N (control/controlclient/direct.go, loadServerPubKeys). */
 static void tn_ctl_ask_key(tn_ctl *c, tn_ctl_world *x)
 {
     tn_ctl_target t;
     tn_h1_host    host;
     tn_wr         w, path;
-    char          text[TN_CTL_TEXT_MAX];
-    bool          tls = c->redirects != 0 ? c->over_tls : tn_ctl_target_of(&t, x) && t.tls;
+    char          text[16];
 
-    tn_ctl_h1_host(c, tls, &host);
+    tn_ctl_h1_host(c, tn_ctl_target_of(&t, x) && t.tls, &host);
+    memset(text, 0, sizeof text);
     tn_wr_over(&path, text, sizeof text - 1);
-    if (c->redirects != 0) {
-        tn_wr_bytes(&path, c->text, c->text_len);
-    } else {
-        tn_wr_text(&path, "/key?v=");
-        tn_wr_dec(&path, x->desc->capability_version);
-    }
-    text[tn_wr_len(&path)] = '\0';
+    tn_wr_text(&path, "/key?v=");
+    tn_wr_dec(&path, x->desc->capability_version);
     tn_h1_begin_response(&c->u.h1);
     tn_js_init(&c->js);
     tn_wr_over(&w, c->out, sizeof c->out);
@@ -14861,7 +14899,7 @@ static void tn_ctl_ask_upgrade(tn_ctl *c, tn_ctl_world *x)
                            eph, init);
     tn_wipe(eph, sizeof eph);
     if (!ok) {
-        c->want_refetch = true;
+        if (x->desc->control_key == NULL) c->key_known = false;
         tn_ctl_fail(c, x, TAILNET_ERR_FORGED, "noise", 0);
         return;
     }
@@ -14876,14 +14914,6 @@ static void tn_ctl_ask_upgrade(tn_ctl *c, tn_ctl_world *x)
 }
 
 /* ---- bytes from the link ---- */
-
-/* Lends a link without an engine the free end of our record buffer. */
-static void tn_ctl_lend(tn_ctl *c, tn_ctl_world *x)
-{
-    size_t used = c->in_end > c->in_len ? c->in_end : c->in_len;
-    if (tn_link_has_engine(x->links, c->link)) return;
-    tn_link_lend(x->links, c->link, c->in + used, sizeof c->in - used, NULL, 0);
-}
 
 /* Moves up to want bytes from the link behind those of the record at hand. */
 static size_t tn_ctl_pull(tn_ctl *c, tn_ctl_world *x, size_t want)
@@ -14923,8 +14953,7 @@ static tn_h1_result tn_ctl_pull_head(tn_ctl *c, tn_ctl_world *x)
 
 static void tn_ctl_have_key(tn_ctl *c, tn_ctl_world *x)
 {
-    c->key_known    = true;
-    c->want_refetch = false;
+    c->key_known = true;
     tn_ctl_disconnect(c, x, TAILNET_OK);
     tn_ctl_enter(c, TN_CTL_PAUSE, x->rim->now_ms);   /* the next connection begins there */
 }
@@ -14945,43 +14974,15 @@ static void tn_ctl_judge_key(tn_ctl *c, tn_ctl_world *x, const uint8_t key[32])
     }
 }
 
-/* Goes where the server points: within the scheme, or up to https. */
-static void tn_ctl_redirect(tn_ctl *c, tn_ctl_world *x)
-{
-    tn_ctl_target from, to;
-    char          where[TN_H1_TEXT];
-    size_t        len = strlen(c->u.h1.text);
-
-    memcpy(where, c->u.h1.text, len);
-    if ((c->u.h1.flags & TN_H1_TEXT_CUT) != 0 || !tn_ctl_target_of(&from, x) || len == 0 ||
-        !tn_ctl_url_parse(&to, where, len) || (from.tls && !to.tls) || c->redirects >= 5 ||
-        to.path_len == 0 || to.path_len >= sizeof c->text) {
-        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "key", (int32_t)c->u.h1.status);
-        return;
-    }
-    tn_ctl_disconnect(c, x, TAILNET_OK);
-    c->redirects++;
-    c->over_tls = to.tls;
-    c->port     = to.port;
-    memcpy(c->text, to.path, to.path_len);
-    c->text_len = (uint8_t)to.path_len;
-    tn_ctl_enter(c, TN_CTL_KEY, x->rim->now_ms + TN_CTL_DIAL_MS);
-    if (!tn_ctl_dial(c, x, &to, to.tls, TN_LINK_FOR_KEY))
-        tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "key", 0);
-}
-
-/* The head of the answer is here: is it one to read on? */
+/* The head of the answer is here: is it one to read on? A redirect is not
+ * followed: the URL that the user gave is the one whose name is checked. */
 static bool tn_ctl_key_head(tn_ctl *c, tn_ctl_world *x)
 {
     unsigned status = c->u.h1.status;
     if (status == 200) return true;
-    if (status == 301 || status == 302 || status == 303 || status == 307 || status == 308) {
-        tn_ctl_redirect(c, x);
-    } else {
-        c->slow = status == 400;            /* our version is too old for it */
-        tn_ctl_fail(c, x, status == 400 ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_CONTROL, "key",
-                    (int32_t)status);
-    }
+    c->slow = status == 400;                /* our version is too old for it */
+    tn_ctl_fail(c, x, status == 400 ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_CONTROL, "key",
+                (int32_t)status);
     return false;
 }
 
@@ -15055,11 +15056,40 @@ static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
     c->pinged           = false;
 }
 
-/* Asks for the map stream; a running one is let go when the new one answers. */
+static tn_ctl_asked *tn_ctl_asked_on(tn_ctl *c, uint32_t stream)
+{
+    unsigned i;
+    for (i = 0; i < TN_CTL_STREAMS; i++)
+        if (c->asked[i].stream == stream && stream != 0) return &c->asked[i];
+    return NULL;
+}
+
+static tn_ctl_asked *tn_ctl_asking(tn_ctl *c, tn_ctl_kind kind)
+{
+    unsigned i;
+    for (i = 0; i < TN_CTL_STREAMS; i++)
+        if (c->asked[i].stream != 0 && c->asked[i].kind == kind) return &c->asked[i];
+    return NULL;
+}
+
+/* Lets a stream go, whatever it was for; 0 is none. */
+static void tn_ctl_drop(tn_ctl *c, uint32_t stream)
+{
+    tn_ctl_asked *q = tn_ctl_asked_on(c, stream);
+    if (stream == 0) return;
+    tn_h2_cancel(&c->u.h2, stream, TN_H2_CANCEL);
+    if (q != NULL) memset(q, 0, sizeof *q);
+    if (c->rq.stream == stream) c->rq.stream = 0;
+    if (c->map_stream == stream) c->map_stream = 0;
+    if (c->next_stream == stream) c->next_stream = 0;
+}
+
+/* Asks for the map stream, in place of any that was asked for. */
 static void tn_ctl_stream(tn_ctl *c, tn_ctl_world *x)
 {
-    if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
-    c->map_stream = 0;
+    tn_ctl_drop(c, c->map_stream);
+    tn_ctl_drop(c, c->next_stream);
+    c->ping_deadline_ms = TN_NEVER;
     c->lite_dirty = true;                   /* some servers listen only to lite updates */
     tn_ctl_enter(c, TN_CTL_STREAM, x->rim->now_ms + TN_CTL_WATCHDOG_MS);
 }
@@ -15122,6 +15152,8 @@ static bool tn_ctl_next_record(tn_ctl *c, tn_ctl_world *x)
         c->in_end = c->in_len;
         c->in_len = 0;
         tn_rd_over(&c->plain, text, len);
+        if (tn_link_read(x->links, c->link, &want) == NULL)
+            tn_ctl_lend(c, x);              /* what comes now must not fall on this text */
         return true;
     }
 }
@@ -15153,22 +15185,6 @@ static bool tn_ctl_early(tn_ctl *c, tn_ctl_world *x, tn_h2_event *ev)
 
 /* ---- answers ---- */
 
-static tn_ctl_asked *tn_ctl_asked_on(tn_ctl *c, uint32_t stream)
-{
-    unsigned i;
-    for (i = 0; i < TN_CTL_STREAMS; i++)
-        if (c->asked[i].stream == stream && stream != 0) return &c->asked[i];
-    return NULL;
-}
-
-static tn_ctl_asked *tn_ctl_asking(tn_ctl *c, tn_ctl_kind kind)
-{
-    unsigned i;
-    for (i = 0; i < TN_CTL_STREAMS; i++)
-        if (c->asked[i].stream != 0 && c->asked[i].kind == kind) return &c->asked[i];
-    return NULL;
-}
-
 /* Keeps the beginning of what a refusing server says, printable. */
 static void tn_ctl_collect(tn_ctl *c, const uint8_t *at, size_t len)
 {
@@ -15198,10 +15214,14 @@ static void tn_ctl_take_answer(tn_ctl *c, tn_js_event ev)
             c->text_len = 0;
             tn_ctl_collect(c, (const uint8_t *)js->text, js->text_len);
         }
-        if (tn_js_is_key(js, "AuthURL") && !js->text_cut) {
+        if (tn_js_is_key(js, "AuthURL")) {
             a->same_url = tn_is(js->text, js->text_len, c->url);
-            a->has_url  = tn_text_copy(c->url, sizeof c->url, js->text, js->text_len);
+            a->has_url  = !js->text_cut &&
+                          tn_text_copy(c->url, sizeof c->url, js->text, js->text_len) &&
+                          tn_h1_clean(c->url);  /* it will be shown on somebody's screen */
+            a->too_long = !a->has_url;      /* half a page is none */
             c->url_len  = a->has_url ? (uint8_t)js->text_len : 0;
+            if (a->too_long) c->url[0] = '\0';
         }
     }
 }
@@ -15274,8 +15294,8 @@ static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status, uin
         tn_ctl_refuse(c, x, TAILNET_ERR_CONTROL, 200);
     } else if (!tn_js_done(&c->asked_js)) {
         tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "control", 0);
-    } else if (a->signature) {
-        tn_ctl_refuse(c, x, TAILNET_ERR_UNSUPPORTED, 200);
+    } else if (a->signature || a->too_long) {
+        tn_ctl_refuse(c, x, a->signature ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_TOO_BIG, 200);
     } else if (a->expired && !(x->keys->has_trying && a->has_url)) {
         tn_ctl_rotate(c, x);
     } else if (a->has_url) {
@@ -15312,10 +15332,15 @@ static void tn_ctl_map_refused(tn_ctl *c, tn_ctl_world *x, unsigned status)
         c->want_login = true;               /* it does not know this node: register again */
         if (x->keys->has_server) c->news |= TN_CTL_NEWS_SAVE;
         x->keys->has_server = false;
-        tn_ctl_register(c, x);
-        if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
+        if (c->map_refused) {               /* it has just taken us in: no hurry */
+            c->slow = true;
+            tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
+            return;
+        }
+        c->map_refused = true;
         if (c->map_stream != 0) tn_map_stream(x->map, x->flt);
-        c->map_stream = 0;
+        tn_ctl_drop(c, c->map_stream);
+        tn_ctl_register(c, x);
     } else {
         tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
     }
@@ -15329,19 +15354,27 @@ static void tn_ctl_finish(tn_ctl *c, tn_ctl_world *x, tn_ctl_asked *q, uint32_t 
     uint32_t    stream = q->stream;
 
     memset(q, 0, sizeof *q);
+    if (c->rq.stream == stream) {           /* answered before it had read our request */
+        tn_h2_cancel(&c->u.h2, stream, TN_H2_NO_ERROR);
+        c->rq.stream = 0;
+    }
     switch (kind) {
     case TN_CTL_ASK_REGISTER:
         tn_ctl_judge_answer(c, x, status, retry_s);
         break;
     case TN_CTL_ASK_LOGOUT:
-        tn_ctl_logged_out(c, x);
+        if (status == 429 || status >= 500)
+            tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
+        else
+            tn_ctl_logged_out(c, x);
         break;
     case TN_CTL_ASK_STREAM:
         if (stream == c->next_stream) c->next_stream = 0;
         if (status != 200) {
             tn_ctl_map_refused(c, x, status);
         } else if (stream == c->map_stream) {
-            tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "control", 0);
+            c->map_stream = 0;              /* the next one may be on its way */
+            if (c->next_stream == 0) tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "control", 0);
         }
         break;
     case TN_CTL_ASK_LITE:
@@ -15365,12 +15398,14 @@ static void tn_ctl_message_done(tn_ctl *c, tn_ctl_world *x)
 {
     uint64_t now = x->rim->now_ms;
     c->message_open = false;
+    if (!x->map->keep_alive) c->maps_read++;
     if (c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN)
         c->deadline_ms = now + TN_CTL_WATCHDOG_MS;
     if (x->map->control_time_ms != 0) tn_rim_learn_time(x->rim, x->map->control_time_ms);
     if (c->state == TN_CTL_STREAM && !x->map->first) {
         tn_ctl_enter(c, TN_CTL_RUN, c->deadline_ms);
         tn_ctl_well(c);
+        c->map_refused = false;
     }
     c->news |= TN_CTL_NEWS_STATE;
 }
@@ -15458,9 +15493,7 @@ static void tn_ctl_response(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
     if (ev->status != 200) c->text_len = 0;
     if (q->kind == TN_CTL_ASK_REGISTER) tn_js_init(&c->asked_js);
     if (q->kind == TN_CTL_ASK_STREAM && ev->status == 200) {
-        if (c->map_stream != 0) tn_h2_cancel(&c->u.h2, c->map_stream, TN_H2_CANCEL);
-        if (c->map_stream != 0 && tn_ctl_asked_on(c, c->map_stream) != NULL)
-            memset(tn_ctl_asked_on(c, c->map_stream), 0, sizeof *q);
+        tn_ctl_drop(c, c->map_stream);
         c->map_stream   = ev->stream;
         c->next_stream  = 0;
         c->prefix_len   = 0;
@@ -15477,6 +15510,8 @@ static void tn_ctl_reset(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
     if (q->kind == TN_CTL_ASK_LITE || q->kind == TN_CTL_ASK_ANSWER) {
         if (q->kind == TN_CTL_ASK_LITE) c->lite_deadline_ms = x->rim->now_ms + TN_CTL_LITE_MS;
         memset(q, 0, sizeof *q);
+    } else if (ev->stream == c->map_stream && c->next_stream != 0) {
+        tn_ctl_drop(c, ev->stream);         /* the next one takes over */
     } else {
         tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "http", (int32_t)ev->code);
     }
@@ -15490,7 +15525,8 @@ static tn_ctl_turn tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind, tn_
     if (kind == TN_H2_RESET) tn_ctl_reset(c, x, ev);
     if (kind == TN_H2_PING_ACK) {
         c->pinged           = false;
-        c->ping_deadline_ms = x->rim->now_ms + TN_CTL_PING_MS;
+        c->ping_deadline_ms =
+            c->state == TN_CTL_FOLLOWUP ? x->rim->now_ms + TN_CTL_PING_MS : TN_NEVER;
     }
     if (kind == TN_H2_GOAWAY || kind == TN_H2_FAILED) {
         tn_ctl_fail(c, x, kind == TN_H2_FAILED ? TAILNET_ERR_MALFORMED : TAILNET_ERR_NETWORK,
@@ -15554,13 +15590,13 @@ static tn_ctl_kind tn_ctl_next_kind(tn_ctl *c, const tn_ctl_world *x)
     bool asks = c->state == TN_CTL_REGISTER || c->state == TN_CTL_FOLLOWUP;
     bool maps = c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN;
     if (c->want_logout && tn_ctl_asking(c, TN_CTL_ASK_LOGOUT) == NULL) return TN_CTL_ASK_LOGOUT;
-    if (c->want_logout) return TN_CTL_NOTHING;
+    if (c->want_logout || !c->up) return TN_CTL_NOTHING;   /* signed out: say no more */
     if (asks && tn_ctl_asking(c, TN_CTL_ASK_REGISTER) == NULL) return TN_CTL_ASK_REGISTER;
     if (c->state == TN_CTL_STREAM && c->map_stream == 0 && c->next_stream == 0)
         return TN_CTL_ASK_STREAM;
     if (maps && c->want_reread && c->next_stream == 0) return TN_CTL_ASK_STREAM;
     if (c->state == TN_CTL_RUN && tn_ctl_asking(c, TN_CTL_ASK_LITE) == NULL &&
-        (c->lite_dirty || memcmp(&c->sent, x->wish, sizeof c->sent) != 0))
+        (c->lite_dirty || memcmp(&c->sent, &x->wish, sizeof c->sent) != 0))
         return TN_CTL_ASK_LITE;
     return TN_CTL_NOTHING;
 }
@@ -15587,7 +15623,7 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     for (i = 0; i < TN_CTL_STREAMS && q == NULL; i++)
         if (c->asked[i].stream == 0) q = &c->asked[i];
     if (q == NULL || !tn_h2_can_open(&c->u.h2)) return false;
-    if (kind != TN_CTL_ASK_ANSWER) c->sent = *x->wish;
+    if (kind != TN_CTL_ASK_ANSWER) memcpy(&c->sent, &x->wish, sizeof c->sent);   /* padding too */
     tn_wr_over(&count, NULL, 0);
     if (!head) tn_ctl_body(c, x, kind, &count);
     memset(&rq, 0, sizeof rq);
@@ -15597,7 +15633,10 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     rq.length    = head ? TN_H2_NO_LENGTH : count.total;
     rq.end       = head;
     q->stream    = tn_h2_open(&c->u.h2, w, &rq);
-    if (q->stream == 0) return false;
+    if (q->stream == 0) {                   /* no room now; the wish counts as not sent */
+        if (kind != TN_CTL_ASK_ANSWER) c->lite_dirty = true;
+        return false;
+    }
     q->kind      = (uint8_t)kind;
     q->status    = 0;
     c->rq.stream = head ? 0 : q->stream;
@@ -15667,32 +15706,25 @@ static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
     if (!tn_is(t.host, t.host_len, c->host) || t.path_len == 0) return;
     if (t.path_len >= sizeof c->text || c->state != TN_CTL_RUN) return;
     if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->aux)) return;
+    c->port     = t.port;                   /* until the next dial of our own */
+    c->over_tls = t.tls;
     tn_text_copy(c->text, sizeof c->text, t.path, t.path_len);
     c->aux_sent        = false;
     c->aux_deadline_ms = x->rim->now_ms + TN_CTL_AUX_MS;
 }
 
-static void tn_ctl_end_aux(tn_ctl *c, tn_ctl_world *x)
-{
-    if (c->aux != 0) tn_link_close(x->links, c->aux, TAILNET_OK);
-    c->aux             = 0;
-    c->aux_deadline_ms = TN_NEVER;
-}
-
 /* The aux link is open: the request; whatever the answer is, it is not read. */
 static void tn_ctl_send_aux(tn_ctl *c, tn_ctl_world *x)
 {
-    static const char tail[] = "\r\nConnection: close\r\n\r\n";
-    uint8_t           text[TN_CTL_TEXT_MAX + TN_CTL_HOST_MAX + 64];
-    tn_wr             w;
+    uint8_t    text[TN_CTL_TEXT_MAX + TN_CTL_HOST_MAX + 64];
+    tn_h1_host host;
+    tn_wr      w;
+    tn_ctl_h1_host(c, c->over_tls, &host);
     tn_wr_over(&w, text, sizeof text);
-    tn_wr_text(&w, "HEAD ");
-    tn_wr_text(&w, c->text);
-    tn_wr_text(&w, " HTTP/1.1\r\nHost: ");
-    tn_wr_text(&w, c->host);
-    tn_wr_text(&w, tail);
-    (void)tn_link_write(x->links, c->aux, text, tn_wr_len(&w));
-    tn_link_lend(x->links, c->aux, (uint8_t *)c->text, sizeof c->text, NULL, 0);
+    if (tn_h1_build_bare(&w, "HEAD", &host, c->text) && tn_wr_ok(&w))
+        (void)tn_link_write(x->links, c->aux, text, tn_wr_len(&w));
+    c->text[sizeof c->text - 1] = '\0';     /* the answer falls there, but not on this */
+    tn_link_lend(x->links, c->aux, (uint8_t *)c->text, sizeof c->text - 1, NULL, 0);
     c->aux_sent = true;
 }
 
@@ -15710,10 +15742,7 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
         while (c->rq.stream != 0 && tn_ctl_write_body(c, x, &w)) {}
         c->out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, tn_wr_len(&w));
         c->out_at  = 0;
-        if (c->rq.stream != 0) {            /* no window for a short answer: let it go */
-            tn_h2_cancel(&c->u.h2, c->rq.stream, TN_H2_CANCEL);
-            c->rq.stream = 0;
-        }
+        tn_ctl_drop(c, c->rq.stream);       /* no window for a short answer: let it go */
     } else if (tn_ctl_ping_is_head(p)) {
         if (c->aux != 0) return false;      /* one visit at a time */
         tn_ctl_begin_aux(c, x);
@@ -15744,13 +15773,14 @@ static bool tn_ctl_init(tn_ctl *c, const tailnet_desc *d, const tn_key_state *ke
 /* Want to be connected, or not. Not: the connection ends at once. */
 static void tn_ctl_set_up(tn_ctl *c, tn_ctl_world *x, bool up)
 {
-    c->up = up;
-    if (up) c->refused = false;
+    c->up      = up;
+    c->refused = false;                     /* both lead on from FAILED           */
     if (up && c->state == TN_CTL_PAUSE) c->deadline_ms = x->rim->now_ms;
     if (up && c->state == TN_CTL_IDLE) {
         tn_ctl_well(c);
         tn_ctl_enter(c, TN_CTL_PAUSE, x->rim->now_ms);
     }
+    if (!up) c->want_logout = false;        /* whoever waits no longer            */
     if (up || c->state == TN_CTL_IDLE) return;
     tn_ctl_end_aux(c, x);
     tn_ctl_disconnect(c, x, TAILNET_OK);
@@ -15777,10 +15807,9 @@ static void tn_ctl_login(tn_ctl *c, tn_ctl_world *x)
 }
 
 /* Sign out on the server; the connection is made if there is none. */
-static void tn_ctl_logout(tn_ctl *c, const uint8_t node_public[32], uint64_t now_ms)
+static void tn_ctl_logout(tn_ctl *c, uint64_t now_ms)
 {
     c->want_logout = true;
-    memcpy(c->asker, node_public, 32);
     if (c->state == TN_CTL_IDLE) tn_ctl_enter(c, TN_CTL_PAUSE, now_ms);
     if (c->state == TN_CTL_PAUSE) c->deadline_ms = now_ms;
 }
@@ -15799,9 +15828,12 @@ static void tn_ctl_link_news(tn_ctl *c, tn_ctl_world *x, const tn_link_news *n)
         else if (c->state == TN_CTL_DIAL) tn_ctl_ask_upgrade(c, x);
     }
     if ((n->bits & TN_LINK_GONE) == 0 || c->link != n->link) return;
+    if (c->state == TN_CTL_KEY) tn_ctl_read_key(c, x);          /* its last words count */
+    if (c->state == TN_CTL_UPGRADE) tn_ctl_read_upgrade(c, x);
+    if (c->link != n->link) return;
     if ((c->state == TN_CTL_DIAL || c->state == TN_CTL_UPGRADE) && !c->over_tls)
         c->plain_failed = true;
-    if (c->state == TN_CTL_UPGRADE && n->why != TAILNET_ERR_TLS) {
+    if (c->state == TN_CTL_UPGRADE && c->proven && n->why != TAILNET_ERR_TLS) {
         tn_ctl_upgrade_failed(c, x, TAILNET_ERR_FORGED, 0);   /* it cannot read what we sent:
                                                                * another key, or too old    */
     } else if (n->why == TAILNET_ERR_TLS) {
@@ -15837,6 +15869,8 @@ static void tn_ctl_late(tn_ctl *c, tn_ctl_world *x)
         if (c->up || c->want_logout) tn_ctl_begin(c, x);
         else                         tn_ctl_enter(c, TN_CTL_IDLE, TN_NEVER);
     } else if (c->state != TN_CTL_IDLE) {
+        if ((c->state == TN_CTL_DIAL || c->state == TN_CTL_UPGRADE) && !c->over_tls)
+            c->plain_failed = true;
         tn_ctl_fail(c, x, TAILNET_ERR_TIMEOUT, c->state == TN_CTL_KEY ? "key" : "control", 0);
     }
 }
@@ -15890,24 +15924,33 @@ static void tn_ctl_network_changed(tn_ctl *c, tn_ctl_world *x)
     c->deadline_ms = x->rim->now_ms;
 }
 
+/* No network: not a word until there is one again. Called in every poll till then. */
+static void tn_ctl_silence(tn_ctl *c, tn_ctl_world *x)
+{
+    if (c->state == TN_CTL_IDLE || c->refused) return;
+    if (c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_ERR_NETWORK);
+    c->deadline_ms = x->rim->now_ms + TN_CTL_SLOW_MS;
+}
+
 /* The server should hear of us again: preferences changed. A request that is
  * being written was built from the old ones and is taken back. */
 static void tn_ctl_touch(tn_ctl *c)
 {
     c->lite_dirty = true;
-    if (c->rq.stream == 0) return;
-    tn_h2_cancel(&c->u.h2, c->rq.stream, TN_H2_CANCEL);
-    if (c->rq.stream == c->next_stream) c->next_stream = 0;
-    if (tn_ctl_asked_on(c, c->rq.stream) != NULL)
-        memset(tn_ctl_asked_on(c, c->rq.stream), 0, sizeof c->asked[0]);
-    c->rq.stream = 0;
+    tn_ctl_drop(c, c->rq.stream);
+}
+
+/* Could the map be read once more now, but for the spacing? */
+static bool tn_ctl_may_reread(const tn_ctl *c)
+{
+    return c->state == TN_CTL_RUN && !c->want_reread && c->next_stream == 0;
 }
 
 /* The map should be read once more, for peers that had no room. Not more often
  * than the spacing says; wishes from outside make it grow. */
 static void tn_ctl_reread(tn_ctl *c, bool own, uint64_t now_ms)
 {
-    if (c->state != TN_CTL_RUN || c->want_reread || c->next_stream != 0) return;
+    if (!tn_ctl_may_reread(c)) return;
     if (now_ms < c->reread_at_ms && !(own && !c->reread_own)) return;
     c->reread_own = own;
     if (own)                              c->reread_ms = TN_CTL_REREAD_MS;
@@ -15919,7 +15962,7 @@ static void tn_ctl_reread(tn_ctl *c, bool own, uint64_t now_ms)
 /* The control connection stands and the map on it is whole. */
 static bool tn_ctl_is_up(const tn_ctl *c) { return c->state == TN_CTL_RUN; }
 
-static void tn_ctl_wipe(tn_ctl *c) { tn_wipe(c, sizeof *c); }
+static TN_MAYBE_UNUSED void tn_ctl_wipe(tn_ctl *c) { tn_wipe(c, sizeof *c); }
 
 /* ======================================================================== *
  * >>node — the struct that holds all, and the only room that knows more than
@@ -15939,6 +15982,7 @@ static void tn_ctl_wipe(tn_ctl *c) { tn_wipe(c, sizeof *c); }
 
 enum {
     TN_NODE_AGENDA      = 4,
+    TN_NODE_AGENDA_DISCO = 2,               /* of these, at most for disco        */
     TN_NODE_STEPS       = 48,               /* of control in one poll             */
     TN_NODE_DISCO_KEYS  = 4,
     TN_NODE_ANSWERS     = 10,               /* to one peer in a second            */
@@ -15946,6 +15990,7 @@ enum {
 };
 #define TN_NODE_NO_SLOT 0xffffu
 #define TN_NODE_PING_MS 5000ul
+#define TN_NODE_CLOCK_MS 60000ul            /* without a clock: look again         */
 /* 2023-01-10: an earlier time is a clock that was never set (ipnlocal/expiry.go). */
 #define TN_NODE_SANE_UNIX_MS UINT64_C(1673373066000)
 
@@ -16012,15 +16057,18 @@ typedef struct tn_node_ping {
 
 /* Small and much used first: short offsets make short code. */
 struct tailnet_node {
-    tn_rim          rim;
     tailnet_state   state;
-    uint32_t        events;
     bool            up, want_down, mapped, more, network_down;
     bool            expired_seen;           /* a login was begun for this expiry  */
+    bool            key_lent;               /* auth_key is of tailnet_login       */
     bool            relay_again;            /* connect anew once all links are down */
+    bool            own_turn;               /* our handshakes before those that came */
     uint8_t         disco_turn;             /* round robin over disco keys        */
+    uint8_t         agenda_turn;            /* and over the agenda                */
     uint16_t        turn;                   /* and over sessions                  */
     uint16_t        relay_slots;
+    uint32_t        events;
+    tn_rim          rim;
     tn_session     *sessions;
     uint16_t       *slot_of;                /* per peer: its session              */
     tn_node_relay  *relays;
@@ -16033,6 +16081,7 @@ struct tailnet_node {
     tn_flt_flow    *flows;
     uint32_t        staged_size;            /* bytes of one staged packet's place */
     uint64_t        expiry_at_ms;           /* when somebody's key expires        */
+    uint64_t        disco_full_ms;          /* bucket of disco keys to compute    */
     uint64_t        server_unix_ms, server_at_ms;   /* its clock, and when it said so */
     tailnet_stats   stats;
     tn_links        links;
@@ -16049,7 +16098,6 @@ struct tailnet_node {
     tn_agenda       agenda[TN_NODE_AGENDA];
     tailnet_crypt   work[TAILNET_BATCH], opened[TAILNET_BATCH];
     tn_piece        pieces[TAILNET_BATCH];
-    tn_ctl_wish     wish;
     tn_map          map;
     tn_ctl          ctl;
 };
@@ -16186,14 +16234,18 @@ static tn_session *tn_node_by_index(tailnet_node *n, uint32_t index)
     return tn_wg_has_index(&n->sessions[slot].wg, index) ? &n->sessions[slot] : NULL;
 }
 
+/* A staged packet is not wanted any more, and it was plaintext. */
+static void tn_node_free_staged(tailnet_node *n, unsigned i)
+{
+    tn_wipe(n->staged_bytes + (size_t)i * n->staged_size, n->staged_size);
+    memset(&n->staged[i], 0, sizeof n->staged[i]);
+}
+
 static void tn_node_unstage(tailnet_node *n, uint16_t peer)
 {
     unsigned i;
-    for (i = 0; i < n->desc.max_staged; i++) {
-        if (n->staged[i].len == 0 || n->staged[i].peer != peer) continue;
-        tn_wipe(n->staged_bytes + (size_t)i * n->staged_size, n->staged_size);
-        memset(&n->staged[i], 0, sizeof n->staged[i]);
-    }
+    for (i = 0; i < n->desc.max_staged; i++)
+        if (n->staged[i].len != 0 && n->staged[i].peer == peer) tn_node_free_staged(n, i);
 }
 
 /* Ends a session: keys wiped, route forgotten, staged packets dropped. */
@@ -16482,7 +16534,7 @@ static void tn_node_flush_staged(tailnet_node *n, tn_session *s, bool keepalive)
         if (st->len == 0 || st->peer != s->peer) continue;
         if (tn_node_seal_one(n, s, at + TAILNET_HEADROOM - TN_WG_HEAD_LEN, st->len) != TAILNET_OK)
             n->stats.dropped_no_room++;
-        memset(st, 0, sizeof *st);
+        tn_node_free_staged(n, i);
         sent = true;
     }
     if (!sent && keepalive) tn_node_keepalive(n, s);
@@ -16827,8 +16879,9 @@ static tailnet_result tn_node_find(tailnet_node *n, const tn_ip_packet *p, uint1
     return TAILNET_ERR_AGAIN;
 }
 
-/* Filter, flow, source and session for one packet. OK: it may be sealed. */
-static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, tn_session **session)
+/* Filter, flow and source for one packet. OK: it may go to that peer, or the
+ * packet was for us and is done with (TN_MAP_NONE). */
+static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, uint16_t *to_peer)
 {
     uint8_t       *data = pkt->base + pkt->off;
     tn_ip_packet   p;
@@ -16837,6 +16890,7 @@ static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, tn_se
     uint16_t       peer = 0;
     tailnet_result r;
 
+    *to_peer = TN_MAP_NONE;
     if (!tn_ip_read(&p, data, pkt->len)) return TAILNET_ERR_MALFORMED;
     if (p.len > n->desc.mtu) return TAILNET_ERR_TOO_BIG;
 #ifndef TAILNET_NO_DNS
@@ -16853,12 +16907,7 @@ static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, tn_se
     tn_node_masquerade(n, tn_map_peer_at(&n->map, peer), data, &p);
     pkt->len = (uint32_t)p.len;
     tn_map_used(&n->map, peer, n->rim.now_ms);
-    *session = tn_node_session(n, peer);
-    if (*session != NULL) (*session)->used_ms = n->rim.now_ms + 1;
-    if (*session == NULL || !tn_wg_can_send(&(*session)->wg, n->rim.now_ms)) {
-        *session = NULL;
-        return tn_node_await(n, peer, data, p.len);
-    }
+    *to_peer = peer;
     return TAILNET_OK;
 }
 
@@ -16877,12 +16926,20 @@ static tailnet_result tn_node_take_out(tailnet_node *n, tn_run *run, tailnet_buf
     tailnet_buf   *pkt = &pkts[i];
     tn_session    *s   = NULL;
     uint8_t       *at;
-    tailnet_result r = tn_node_admit_out(n, pkt, &s), sent = TAILNET_OK;
+    uint16_t       peer = TN_MAP_NONE;
+    tailnet_result r    = tn_node_admit_out(n, pkt, &peer), sent = TAILNET_OK;
 
-    if (r != TAILNET_OK || s == NULL) return r;
+    if (r != TAILNET_OK || peer == TN_MAP_NONE) return r;
+    s = tn_node_session(n, peer);
+    if (s != NULL) s->used_ms = n->rim.now_ms + 1;
+    if (s != NULL && !tn_wg_can_send(&s->wg, n->rim.now_ms)) s = NULL;
     if (run->count != 0 && (run->session != s || run->count == TAILNET_BATCH ||
                             run->first + run->count != i))
-        sent = tn_node_send_run(n, run, pkts);
+        sent = tn_node_send_run(n, run, pkts);  /* before another session takes its place */
+    if (s == NULL) {
+        r = tn_node_await(n, peer, pkt->base + pkt->off, pkt->len);
+        return sent != TAILNET_OK ? sent : r;
+    }
     if (pkt->off < TN_WG_HEAD_LEN ||
         pkt->cap - pkt->off - pkt->len < TN_WG_TAG_LEN + 15u) {
         if (run->count != 0) sent = tn_node_send_run(n, run, pkts);
@@ -17030,6 +17087,14 @@ static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
     return true;
 }
 
+/* A run for the application. */
+static void tn_node_hand_on(tailnet_node *n, tailnet_buf *pkts, size_t count)
+{
+    if (count == 0) return;
+    n->stats.ip_out += count;
+    tn_rim_ip_output(&n->rim, pkts, count);
+}
+
 /* The work list is done: hand runs of accepted neighbours on. */
 static tailnet_result tn_node_deliver(tailnet_node *n, tailnet_buf *pkts, size_t count,
                                       const tn_origin *from)
@@ -17047,11 +17112,11 @@ static tailnet_result tn_node_deliver(tailnet_node *n, tailnet_buf *pkts, size_t
             run++;
             continue;
         }
-        if (run != 0) tn_rim_ip_output(&n->rim, pkts + begin, run);
+        tn_node_hand_on(n, pkts + begin, run);
         run   = ok ? 1 : 0;
         begin = at;
     }
-    if (run != 0) tn_rim_ip_output(&n->rim, pkts + begin, run);
+    tn_node_hand_on(n, pkts + begin, run);
     return first;
 }
 
@@ -17066,14 +17131,36 @@ static tailnet_result tn_node_open_run(tailnet_node *n, tailnet_buf *pkts, size_
     return tn_node_deliver(n, pkts, count, from);
 }
 
+/* Is there a place in the agenda? One sender has one at most for each kind of
+ * message, and disco never has them all: nobody can keep the others out. */
+static tn_agenda *tn_node_agenda_place(tailnet_node *n, const uint8_t *msg, size_t len,
+                                       const tn_origin *from)
+{
+    tn_agenda *place = NULL;
+    bool       disco = tn_disco_is(msg, len);
+    unsigned   i, of_disco = 0;
+    for (i = 0; i < TN_NODE_AGENDA; i++) {
+        tn_agenda *a = &n->agenda[i];
+        if (a->len == 0) {
+            if (place == NULL) place = a;
+            continue;
+        }
+        if (tn_disco_is(a->msg, a->len)) of_disco++;
+        if (a->len == len && a->msg[0] == msg[0] && a->from.relay == from->relay &&
+            (from->relay ? memcmp(a->from.key, from->key, 32) == 0
+                         : tn_addr_same(&a->from.addr, &from->addr)))
+            return NULL;
+    }
+    return disco && of_disco >= TN_NODE_AGENDA_DISCO ? NULL : place;
+}
+
 /* Keeps a message for poll; loss when there is no place. */
 static tailnet_result tn_node_remember(tailnet_node *n, const uint8_t *msg, size_t len,
                                        const tn_origin *from)
 {
-    unsigned i;
-    for (i = 0; i < TN_NODE_AGENDA && len <= sizeof n->agenda[0].msg; i++) {
-        tn_agenda *slot = &n->agenda[i];
-        if (slot->len != 0) continue;
+    tn_agenda *slot =
+        len > sizeof n->agenda[0].msg ? NULL : tn_node_agenda_place(n, msg, len, from);
+    if (slot != NULL) {
         slot->from = *from;
         slot->len  = (uint8_t)len;
         memcpy(slot->msg, msg, len);
@@ -17105,6 +17192,7 @@ static tailnet_result tn_node_keep_handshake(tailnet_node *n, const uint8_t *msg
         uint8_t reply[TN_WG_COOKIE_LEN], luck[56];
         if (!tn_rim_random(&n->rim, luck, sizeof luck)) return TAILNET_ERR_RANDOM;
         tn_wg_cookie_reply(&n->wg, reply, msg, len, who, who_len, luck, n->rim.now_ms);
+        tn_wipe(luck, sizeof luck);
         tn_node_answer(n, from, reply, sizeof reply);
     }
     return a == TN_WG_ADMIT ? tn_node_remember(n, msg, len, from) : TAILNET_ERR_AGAIN;
@@ -17183,8 +17271,12 @@ static tailnet_result tn_node_disco(tailnet_node *n, uint8_t *data, size_t len,
                         memcmp(tn_map_peer_at(&n->map, by_key)->disco, sender, 32) != 0))
         return TAILNET_ERR_FORGED;
     k = tn_node_disco_key(n, sender);
-    if (k == NULL) return tn_node_remember(n, data, len, from);
-    return tn_node_disco_open(n, k, data, len, from);
+    if (k != NULL) return tn_node_disco_open(n, k, data, len, from);
+    if (!tn_wg_take(&n->disco_full_ms, n->rim.now_ms, n->wg.spacing_ms, n->wg.burst)) {
+        n->stats.dropped_no_room++;
+        return TAILNET_ERR_AGAIN;
+    }
+    return tn_node_remember(n, data, len, from);
 }
 
 /* ---- datagrams, by what they are ---- */
@@ -17271,7 +17363,10 @@ static void tn_node_respond(tailnet_node *n, tn_agenda *a)
     uint32_t    index;
 
     if (tn_wg_open_initiation(&n->wg, a->msg, a->len, &hello) != TN_WG_OK) return;
-    if (a->from.relay && !tn_equal(hello.peer, a->from.key, 32)) return;
+    if (a->from.relay && !tn_equal(hello.peer, a->from.key, 32)) {
+        tn_wipe(&hello, sizeof hello);
+        return;
+    }
     if (!tn_map_by_key(&n->map, hello.peer, &peer) ||
         !tn_map_usable(&n->map, tn_map_peer_at(&n->map, peer))) {
         if (n->map.peers_missing)
@@ -17335,14 +17430,14 @@ static void tn_node_disco_later(tailnet_node *n, tn_agenda *a)
     if (k != NULL) (void)tn_node_disco_open(n, k, a->msg, a->len, &a->from);
 }
 
-/* The oldest promise first: messages that came, then handshakes of our own.
- * True: there may be more. */
-static bool tn_node_work(tailnet_node *n)
+/* A message that came, each place of the agenda in its turn. True: there was one. */
+static bool tn_node_work_agenda(tailnet_node *n)
 {
     unsigned i;
     for (i = 0; i < TN_NODE_AGENDA; i++) {
-        tn_agenda *a = &n->agenda[i];
+        tn_agenda *a = &n->agenda[(n->agenda_turn + i) % TN_NODE_AGENDA];
         if (a->len == 0) continue;
+        n->agenda_turn = (uint8_t)((n->agenda_turn + i + 1) % TN_NODE_AGENDA);
         if (tn_node_flows(n)) {
             if (tn_disco_is(a->msg, a->len)) tn_node_disco_later(n, a);
             else if (tn_wg_classify(a->msg, a->len) == TN_WG_INITIATION) tn_node_respond(n, a);
@@ -17351,6 +17446,13 @@ static bool tn_node_work(tailnet_node *n)
         memset(a, 0, sizeof *a);
         return true;
     }
+    return false;
+}
+
+/* Timers of all sessions, up to the first that wants a handshake, which is begun. */
+static bool tn_node_work_sessions(tailnet_node *n)
+{
+    unsigned i;
     for (i = 0; i < n->desc.max_sessions; i++) {
         tn_session *s = &n->sessions[(n->turn + i) % n->desc.max_sessions];
         unsigned    news;
@@ -17363,6 +17465,15 @@ static bool tn_node_work(tailnet_node *n)
         return true;
     }
     return false;
+}
+
+/* What came and what we begin go first by turns: a flood of the one does not stop
+ * the other. True: there may be more. */
+static bool tn_node_work(tailnet_node *n)
+{
+    n->own_turn = !n->own_turn;
+    if (n->own_turn) return tn_node_work_sessions(n) || tn_node_work_agenda(n);
+    return tn_node_work_agenda(n) || tn_node_work_sessions(n);
 }
 
 /* ---- relays ---- */
@@ -17423,10 +17534,7 @@ static void tn_node_relay_read(tailnet_node *n, unsigned slot)
         tn_derp_event ev;
         tn_relay_news news;
         uint16_t      peer = 0;
-        if (at == NULL || len == 0) {
-            tn_node_lend(n, slot);
-            return;
-        }
+        if (at == NULL || len == 0) return;
         left = len;
         while ((news = tn_relay_next(&n->relay, slot, &at, &left, n->rim.now_ms, &ev)) !=
                TN_RELAY_QUIET) {
@@ -17449,6 +17557,10 @@ static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
     tn_wr                w;
     tailnet_result       result;
 
+    if (n->ctl.crowded) {                   /* control is first: it waits for an engine */
+        tn_relay_later(&n->relay, wish->slot, n->rim.now_ms);
+        return true;
+    }
     if (g == NULL) {
         tn_relay_no_node(&n->relay, wish->slot, n->rim.now_ms, tn_node_luck(n));
         return true;
@@ -17502,7 +17614,9 @@ static void tn_node_relay_write(tailnet_node *n, unsigned slot)
         size_t   room = 0;
         uint8_t *at   = tn_link_reserve(&n->links, r->link, &room);
         tn_wr    w;
-        g = tn_map_region_by_id(&n->map, tn_relay_region_of(&n->relay, slot));
+        g = tn_map_region_node(&n->map, tn_relay_region_of(&n->relay, slot),
+                               tn_relay_node_of(&n->relay, slot));
+        if (g == NULL) g = tn_map_region_by_id(&n->map, tn_relay_region_of(&n->relay, slot));
         if (!tn_rim_random(&n->rim, nonce, sizeof nonce)) return;
         if (at == NULL || g == NULL) room = 0;   /* it notes then that it waits */
         memset(&hello, 0, sizeof hello);
@@ -17659,7 +17773,9 @@ static uint64_t tn_node_unix_ms(tailnet_node *n)
 static void tn_node_expire(tailnet_node *n)
 {
     uint64_t unix_ms = tn_node_unix_ms(n), next;
-    if (unix_ms < TN_NODE_SANE_UNIX_MS || n->rim.now_ms < n->expiry_at_ms) return;
+    if (n->rim.now_ms < n->expiry_at_ms) return;
+    n->expiry_at_ms = tn_time_add(n->rim.now_ms, TN_NODE_CLOCK_MS);
+    if (unix_ms < TN_NODE_SANE_UNIX_MS) return;
     while (tn_map_expire(&n->map, unix_ms)) tn_node_fetch_changes(n);
     next            = tn_map_expiry(&n->map);
     n->expiry_at_ms = next == TN_NEVER ? TN_NEVER
@@ -17705,11 +17821,20 @@ static void tn_node_restage(tailnet_node *n)
         tn_staged   *st   = &n->staged[i];
         uint8_t     *data = n->staged_bytes + (size_t)i * n->staged_size + TAILNET_HEADROOM;
         tn_ip_packet p;
+        tn_flt_peer  to;
+        tn_flt_why   why;
         uint16_t     peer = 0;
         if (st->len == 0) continue;
-        if (n->rim.now_ms >= st->until_ms) memset(st, 0, sizeof *st);
-        if (st->len == 0 || st->peer != TN_MAP_NONE) continue;
+        if (n->rim.now_ms >= st->until_ms) tn_node_free_staged(n, i);
+        if (st->len == 0 || st->peer != TN_MAP_NONE || !tn_node_flows(n)) continue;
         if (!tn_ip_read(&p, data, st->len) || !tn_map_by_ip(&n->map, &p.flow.dst, &peer)) continue;
+        tn_map_flt_peer(&n->map, peer, &to);    /* what admit_out could not do yet */
+        if (tn_flt_out(&n->flt, &p, &to, n->rim.now_ms, &why) != TN_FLT_ACCEPT) {
+            n->stats.dropped_denied++;
+            tn_node_free_staged(n, i);
+            continue;
+        }
+        tn_node_masquerade(n, tn_map_peer_at(&n->map, peer), data, &p);
         st->peer = peer;
         tn_wg_want(&tn_node_open_session(n, peer)->wg, n->rim.now_ms);
     }
@@ -17720,23 +17845,16 @@ static void tn_node_restage(tailnet_node *n)
 static void tn_node_world(tailnet_node *n, tn_ctl_world *x)
 {
     memset(x, 0, sizeof *x);
-    x->rim         = &n->rim;
-    x->links       = &n->links;
-    x->map         = &n->map;
-    x->flt         = &n->flt;
-    x->keys        = &n->keys;
-    x->node_public = n->node_public;
-    x->desc        = &n->desc;
-    x->wish        = &n->wish;
-    x->tls_free    = n->desc.tls_by_caller || n->desc.max_tls > 1;
-}
-
-/* What control shall tell the server of us. */
-static void tn_node_fill_wish(tailnet_node *n)
-{
-    memset(&n->wish, 0, sizeof n->wish);
-    n->wish.home_region = tn_relay_report(&n->relay);
-    memcpy(n->wish.disco, n->disco_public, 32);
+    x->rim              = &n->rim;
+    x->links            = &n->links;
+    x->map              = &n->map;
+    x->flt              = &n->flt;
+    x->keys             = &n->keys;
+    x->node_public      = n->node_public;
+    x->desc             = &n->desc;
+    x->tls_free         = n->desc.tls_by_caller || n->desc.max_tls > 1;
+    x->wish.home_region = tn_relay_report(&n->relay);
+    memcpy(x->wish.disco, n->disco_public, 32);
 }
 
 /* Our node key is another one: no session may go on under the old one, and the
@@ -17761,8 +17879,9 @@ static void tn_node_forget(tailnet_node *n)
     tn_map_asks(&n->map, tn_rim_asks_keep(&n->rim));
     tn_flt_init(&n->flt, n->ranges, n->desc.max_ranges, n->flows, n->desc.max_flows);
     tn_flt_shields(&n->flt, n->desc.prefs.shields_up);
-    n->want_down = true;
-    n->mapped    = false;
+    memset(n->seen, 0, n->desc.max_peers * sizeof n->seen[0]);
+    n->want_down = n->more = true;
+    n->mapped              = false;
     n->events |= TAILNET_EVENT_SELF | TAILNET_EVENT_PEERS | TAILNET_EVENT_ROUTES |
                  TAILNET_EVENT_DNS;
 }
@@ -17780,10 +17899,15 @@ static void tn_node_control_news(tailnet_node *n)
         tn_node_trouble(n, n->ctl.why, n->ctl.why_section, (int32_t)n->ctl.detail);
         if (n->ctl.text_len != 0) n->problem.text = n->ctl.text;
     }
+    if (n->key_lent && (!n->ctl.want_login || n->ctl.refused)) {
+        n->key_lent      = false;           /* from now on its owner may wipe it  */
+        n->desc.auth_key = NULL;
+    }
     if (tn_ctl_is_up(&n->ctl)) n->mapped = true;
     if (n->map.control_time_ms != 0 && (news & TN_CTL_NEWS_STATE) != 0) {
         n->server_unix_ms = n->map.control_time_ms;
         n->server_at_ms   = n->rim.now_ms;
+        n->expiry_at_ms   = 0;
     }
 }
 
@@ -17796,7 +17920,7 @@ static void tn_node_turn_control(tailnet_node *n)
     bool         own  = false;
 
     tn_node_world(n, &x);
-    tn_node_fill_wish(n);
+    if (n->network_down) tn_ctl_silence(&n->ctl, &x);
     if (tn_map_wants(&n->map, &own) != 0) tn_ctl_reread(&n->ctl, own, n->rim.now_ms);
     for (steps = 0; steps < TN_NODE_STEPS && turn != TN_CTL_QUIET; steps++) {
         turn = tn_ctl_step(&n->ctl, &x);
@@ -17830,6 +17954,8 @@ static void tn_node_settle(tailnet_node *n)
         if (n->state == TAILNET_STATE_FAILED && n->rim.random_failed)
             tn_node_trouble(n, TAILNET_ERR_RANDOM, "random", 0);
     }
+    if (n->state == TAILNET_STATE_FAILED) n->mapped = false;    /* a new start needs a new map */
+    if (n->rim.random_failed && n->up) n->want_down = n->more = true;
     if (n->state != TAILNET_STATE_RUNNING && was == TAILNET_STATE_RUNNING) tn_node_end_sessions(n);
     if (!n->mapped || !tn_node_self_expired(n)) {
         n->expired_seen = false;
@@ -17837,6 +17963,7 @@ static void tn_node_settle(tailnet_node *n)
         n->expired_seen = true;             /* once: then it is the server's or a person's turn */
         tn_node_world(n, &x);
         tn_ctl_login(&n->ctl, &x);
+        n->more = true;
     }
 }
 
@@ -17921,6 +18048,7 @@ static void tn_node_slot_news(tailnet_node *n, unsigned slot)
     tn_link_news news;
     tn_ctl_world x;
     if (!tn_link_fetch(&n->links, slot, &news)) return;
+    if ((news.bits & TN_LINK_OPENED) != 0) n->stats.links_opened++;
     switch (news.purpose) {
     case TN_LINK_FOR_CONTROL:
     case TN_LINK_FOR_KEY:
@@ -17935,6 +18063,18 @@ static void tn_node_slot_news(tailnet_node *n, unsigned slot)
     }
 }
 
+/* Control needs a TLS engine and found none: one of ours has to go, home last. */
+static void tn_node_make_room(tailnet_node *n)
+{
+    unsigned i, victim = n->relay_slots;
+    for (i = 0; i < n->relay_slots; i++) {
+        if (!tn_link_has_engine(&n->links, n->relays[i].link)) continue;
+        if (victim == n->relay_slots || tn_relay_region_of(&n->relay, i) != n->relay.home)
+            victim = i;
+    }
+    if (victim < n->relay_slots) tn_node_close_relay(n, victim, TAILNET_ERR_AGAIN);
+}
+
 /* Wishes of the relay machine, and what it has to write. */
 static void tn_node_turn_relays(tailnet_node *n)
 {
@@ -17942,6 +18082,7 @@ static void tn_node_turn_relays(tailnet_node *n)
     unsigned      i, turns = 0;
     bool          open = false;
 
+    if (n->ctl.crowded) tn_node_make_room(n);
     if (tn_relay_wants_choice(&n->relay, n->rim.now_ms)) tn_node_choose_home(n);
     while (turns++ < 8 && tn_relay_step(&n->relay, n->rim.now_ms, &wish)) {
         if (wish.kind == TN_RELAY_DO_CLOSE) tn_node_close_relay(n, wish.slot, TAILNET_OK);
@@ -17952,7 +18093,7 @@ static void tn_node_turn_relays(tailnet_node *n)
         tn_node_relay_write(n, i);
         open = true;
     }
-    if (!n->relay_again || !n->up || open) return;
+    if (!n->relay_again || !n->up || n->network_down || open) return;
     n->relay_again = false;                 /* all are down: log in with the new key */
     tn_relay_run(&n->relay, true, n->rim.now_ms);
     tn_node_choose_home(n);
@@ -17969,6 +18110,7 @@ static void tn_node_go_down(tailnet_node *n)
     tn_ctl_set_up(&n->ctl, &x, false);
     tn_relay_run(&n->relay, false, n->rim.now_ms);
     tn_node_end_sessions(n);
+    tn_node_unstage(n, TN_MAP_NONE);
     memset(n->agenda, 0, sizeof n->agenda);
 }
 
@@ -17976,9 +18118,13 @@ static void tn_node_go_down(tailnet_node *n)
 static void tn_node_network(tailnet_node *n, const tailnet_network *network)
 {
     tn_ctl_world x;
-    if (network->changed || (n->network_down && !network->down)) {
+    tn_node_world(n, &x);
+    if (network->down) {
+        tn_ctl_silence(&n->ctl, &x);
+        tn_relay_run(&n->relay, false, n->rim.now_ms);
+    } else if (network->changed || n->network_down) {
+        if (n->up && !n->relay_again) tn_relay_run(&n->relay, true, n->rim.now_ms);
         tn_relay_network_changed(&n->relay, n->rim.now_ms);
-        tn_node_world(n, &x);
         tn_ctl_network_changed(&n->ctl, &x);
     }
     n->network_down = network->down;
@@ -18015,9 +18161,12 @@ static uint64_t tn_node_deadline(const tailnet_node *n)
 {
     uint64_t at = tn_min64(tn_link_deadline(&n->links), tn_ctl_deadline(&n->ctl));
     unsigned i;
+    bool     own = false;
     if (n->more) return 0;
     at = tn_min64(at, tn_relay_deadline(&n->relay));
     at = tn_min64(at, n->expiry_at_ms);
+    if (tn_ctl_may_reread(&n->ctl) && tn_map_wants(&n->map, &own) != 0)
+        at = tn_min64(at, n->ctl.reread_at_ms);
     if (n->ping.until_ms != 0) at = tn_min64(at, n->ping.until_ms);
     for (i = 0; i < n->desc.max_sessions; i++)
         if (n->sessions[i].used_ms != 0) at = tn_min64(at, tn_wg_deadline(&n->sessions[i].wg));
@@ -18052,6 +18201,8 @@ static bool tn_pub_desc_ok(const tailnet_desc *d)
     if (d->memory == NULL || ((uintptr_t)d->memory & 7u) != 0) return false;
     if (((uintptr_t)d->tls_memory & 7u) != 0) return false;
     if (d->max_links < 2 || d->mtu < 576 || d->mtu > 1500) return false;
+    if (d->prefs.routes == NULL && d->prefs.route_count != 0) return false;
+    if (d->tags == NULL && d->tag_count != 0) return false;
     if (d->max_peers > 32000 || d->max_sessions > d->max_peers + 1000u) return false;
     return d->capability_version >= 68;     /* older ones have other map semantics */
 }
@@ -18141,11 +18292,13 @@ TAILNET_API tailnet_result tailnet_up(tailnet_node *node)
     tn_ctl_world x;
     if (node == NULL) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    if (node->want_down) tn_node_go_down(node);     /* the newest wish counts */
     tn_node_world(node, &x);
     node->up   = true;
     node->more = true;
     tn_ctl_set_up(&node->ctl, &x, true);
-    tn_relay_run(&node->relay, true, node->rim.now_ms);
+    if (!node->relay_again && !node->network_down)
+        tn_relay_run(&node->relay, true, node->rim.now_ms);
     return TAILNET_OK;
 }
 
@@ -18164,6 +18317,7 @@ TAILNET_API tailnet_result tailnet_login(tailnet_node *node, const char *auth_ke
     if (node == NULL) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
     node->desc.auth_key = auth_key;
+    node->key_lent      = auth_key != NULL;
     node->more          = true;
     tn_node_world(node, &x);
     tn_ctl_login(&node->ctl, &x);
@@ -18174,7 +18328,7 @@ TAILNET_API tailnet_result tailnet_logout(tailnet_node *node)
 {
     if (node == NULL) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    tn_ctl_logout(&node->ctl, node->node_public, node->rim.now_ms);
+    tn_ctl_logout(&node->ctl, node->rim.now_ms);
     node->more = true;
     return TAILNET_OK;
 }
@@ -18206,7 +18360,7 @@ TAILNET_API void tailnet_wipe(tailnet_node *node)
 
 TAILNET_API size_t tailnet_export_state(tailnet_node *node, void *dst, size_t size)
 {
-    if (node == NULL || (dst == NULL && size != 0)) return 0;
+    if (node == NULL || (dst == NULL && size != 0) || node->rim.inside) return 0;
     if (size < TN_KEY_STATE_LEN) return TN_KEY_STATE_LEN;
     node->keys.newest_unix_ms = tn_rim_unix_floor_ms(&node->rim);
     node->keys.number++;
@@ -18341,6 +18495,7 @@ TAILNET_API tailnet_result tailnet_resolved(tailnet_node *node, uint32_t query,
 {
     (void)query;
     if (node == NULL || (addrs == NULL && count != 0)) return TAILNET_ERR_ARGUMENT;
+    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
     return TAILNET_ERR_STALE;               /* no question is open: STUN asks none yet */
 }
 
@@ -18570,6 +18725,7 @@ TAILNET_API void tailnet_get_stats(const tailnet_node *node, tailnet_stats *out)
 {
     if (node == NULL || out == NULL) return;
     *out                   = node->stats;
+    out->maps_read         = node->ctl.maps_read;
     out->peers_passed_over = node->map.passed_over;
 }
 

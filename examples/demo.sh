@@ -201,9 +201,10 @@ done
 
 title "6. The server revokes gamma"
 flows beta gamma
+from=$(lines beta)
 ask remove gamma
-sleep 0.2
-found beta 0 '"event":"peers"' >/dev/null || fail "beta knows no peers"
+wait_for beta "$from" '"event":"peers"' 3000 || fail "beta is not told that gamma is gone"
+case $line in *'"gamma"'*) fail "beta still knows gamma" ;; esac
 echo_to beta gamma 1000 && fail "gamma still answers beta"
 echo_to gamma beta 1000 && fail "beta still answers gamma"
 echo "   beta  -> gamma  nothing comes back"

@@ -2266,7 +2266,7 @@ static void answer_key(const host *h, conn *c, const char *query)
     http_answer(h, c, 200, "application/json", (const char *)b, false);
 }
 
-/* The early payload, in its three records (control.md has it from the live server). */
+/* The early payload, in three records as other servers send it (control/ts2021/conn.go). */
 static void early_payload(conn *c)
 {
     static const uint8_t magic[5] = { 0xff, 0xff, 0xff, 0x54, 0x53 };

@@ -494,6 +494,35 @@ static void on_log(void *user, int level, uint32_t code, const char *text)
         fprintf(stderr, "%d %lu %s\n", level, (unsigned long)code, text != NULL ? text : "");
 }
 
+/* The auth key without the white space around it. False: said on stderr. */
+static bool read_key(void)
+{
+    size_t len, skip;
+    int    number = tailnet_posix_read_file(app.wish.key_file, app.auth_key,
+                                            sizeof app.auth_key - 1, &len);
+    if (number != 0) {
+        fprintf(stderr, "tailnetd: Cannot read the auth key file %s: %s.\n", app.wish.key_file,
+                strerror(number));
+        return false;
+    }
+    while (len > 0 && strchr(" \t\r\n", app.auth_key[len - 1]) != NULL) len--;
+    app.auth_key[len] = '\0';
+    skip = strspn(app.auth_key, " \t\r\n");
+    memmove(app.auth_key, app.auth_key + skip, len - skip + 1);
+    if (app.auth_key[0] != '\0') return true;
+    fprintf(stderr, "tailnetd: The auth key file %s is empty.\n", app.wish.key_file);
+    return false;
+}
+
+/* Our key has expired: the auth key was wiped when it had done its work, but its
+ * file may still be there, and good for another login. */
+static void renew(tailnet_posix *p)
+{
+    if (!app.was_running || app.wish.key_file == NULL || app.wish.logout) return;
+    app.was_running = false;
+    if (read_key()) tailnet_login(p->node, app.auth_key);
+}
+
 static void on_news(void *user, tailnet_posix *p, uint32_t events)
 {
     tailnet_pong pong;
@@ -503,6 +532,7 @@ static void on_news(void *user, tailnet_posix *p, uint32_t events)
         app.was_running = true;
         explicit_bzero(app.auth_key, sizeof app.auth_key);   /* it has done its work */
     }
+    if (tailnet_get_state(p->node) == TAILNET_STATE_NEEDS_LOGIN) renew(p);
     if ((events & TAILNET_EVENT_LOGIN) != 0) say_login();
     if ((events & TAILNET_EVENT_PEERS) != 0) say_peers("peers");
     if ((events & TAILNET_EVENT_PATHS) != 0) say_peers("paths");
@@ -682,26 +712,6 @@ static bool read_arguments(struct wishes *w, int argc, char **argv)
     if (w->state == NULL && w->logout)
         fprintf(stderr, "tailnetd: --logout needs --state, it holds who we are\n");
     return w->state != NULL || !w->logout;
-}
-
-/* The auth key without the white space around it. False: said on stderr. */
-static bool read_key(void)
-{
-    size_t len, skip;
-    int    number = tailnet_posix_read_file(app.wish.key_file, app.auth_key,
-                                            sizeof app.auth_key - 1, &len);
-    if (number != 0) {
-        fprintf(stderr, "tailnetd: Cannot read the auth key file %s: %s.\n", app.wish.key_file,
-                strerror(number));
-        return false;
-    }
-    while (len > 0 && strchr(" \t\r\n", app.auth_key[len - 1]) != NULL) len--;
-    app.auth_key[len] = '\0';
-    skip = strspn(app.auth_key, " \t\r\n");
-    memmove(app.auth_key, app.auth_key + skip, len - skip + 1);
-    if (app.auth_key[0] != '\0') return true;
-    fprintf(stderr, "tailnetd: The auth key file %s is empty.\n", app.wish.key_file);
-    return false;
 }
 
 /* ---- Life ------------------------------------------------------------------------------------ */

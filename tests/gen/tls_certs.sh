@@ -68,24 +68,29 @@ cert root     "Test Root"     $none root     self root sha256 $from $to
 cert root_rsa "Test Root RSA" $none root_rsa self root sha256 $from $to
 cert other    "Test Root"     $none other    self root sha256 $from $to
 cert middle   "Test Middle"   $none middle   root root sha384 $from $to
-cert good     relay.example "DNS:relay.example,DNS:*.wild.example" leaf middle server sha384 $from $to
+cert good     relay.example "DNS:relay.example,DNS:*.wild.example" \
+    leaf middle server sha384 $from $to
 cert good_rsa relay.example "DNS:relay.example" leaf_rsa root_rsa server sha256 $from $to
 cert numbered numbered "IP:192.0.2.7,IP:2001:db8::7" leaf root server sha256 $from $to
-cert expired  relay.example "DNS:relay.example" leaf root server sha256 20250101000000Z 20260101000000Z
+cert expired  relay.example "DNS:relay.example" leaf root server sha256 \
+    20250101000000Z 20260101000000Z
 cert future   relay.example "DNS:relay.example" leaf root server sha256 20500101000000Z $to
 cert forged   relay.example "DNS:relay.example" leaf other server sha256 $from $to
 cert pinned   192.0.2.7     "IP:192.0.2.7" leaf self server sha256 $from $to
 cert pinned_name relay.example "DNS:relay.example" leaf self server sha256 $from $to
-cert pinned_old  relay.example "DNS:relay.example" leaf self server sha256 20250101000000Z 20260101000000Z
+cert pinned_old  relay.example "DNS:relay.example" leaf self server sha256 \
+    20250101000000Z 20260101000000Z
 
 {
-    echo "# Made by tests/gen/tls_certs.sh with $(openssl version | cut -d' ' -f1,2). Test keys, of no other use."
+    made=$(openssl version | cut -d' ' -f1,2)
+    echo "# Made by tests/gen/tls_certs.sh with $made. Test keys, of no other use."
     for c in root root_rsa middle good good_rsa numbered expired future forged pinned pinned_name \
         pinned_old; do put_cert $c; done
     put_key leaf
     put_key leaf_rsa
-    printf 'pinned_sha256: '; openssl x509 -in "$dir/pinned.pem" -outform DER | openssl dgst -sha256 -binary | hex
-    printf 'pinned_name_sha256: '; openssl x509 -in "$dir/pinned_name.pem" -outform DER | openssl dgst -sha256 -binary | hex
-    printf 'pinned_old_sha256: '; openssl x509 -in "$dir/pinned_old.pem" -outform DER | openssl dgst -sha256 -binary | hex
+    for c in pinned pinned_name pinned_old; do
+        printf '%s_sha256: ' $c
+        openssl x509 -in "$dir/$c.pem" -outform DER | openssl dgst -sha256 -binary | hex
+    done
 } > "$out"
 echo "$out: $(wc -c < "$out") bytes"

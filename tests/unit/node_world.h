@@ -209,6 +209,7 @@ struct nw_world {
     const char *refuse_text, *retry_after;
     const char *first_map;                  /* instead of the real one            */
     const char *key_body;
+    const char *key_moved;                  /* Location of a redirect             */
     const char *auth_key;                   /* NULL: any                          */
     bool        hold_register;              /* no answer to a follow-up           */
     bool        hold_map;
@@ -1200,6 +1201,15 @@ static void nw_answer_key(nw_world *w, nw_conn *c)
     tn_wr_hex(&t, w->control_public, 32);
     tn_wr_text(&t, "\"}");
     text[tn_wr_len(&t)] = '\0';
+    if (w->key_moved != NULL && strstr(w->key_moved, c->h1.text) == NULL) {
+        tn_wr_over(&t, text, sizeof text);
+        tn_wr_text(&t, "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: ");
+        tn_wr_text(&t, w->key_moved);
+        tn_wr_text(&t, "\r\n\r\n");
+        nw_pipe_put(w, &c->down, text, tn_wr_len(&t));
+        c->closing = true;
+        return;
+    }
     nw_answer_plain(w, c, w->key_status == 0 ? 200 : w->key_status,
                     w->key_body != NULL ? w->key_body : text);
 }
@@ -1442,7 +1452,7 @@ static void nw_check(nw_node *d)
         if (n->staged[i].len != 0 && n->staged[i].len + TAILNET_HEADROOM > n->staged_size)
             nw_wrong(d->w, "a staged packet is too long");
     if (n->ctl.state != TN_CTL_IDLE && n->ctl.deadline_ms == TN_NEVER &&
-        n->ctl.state != TN_CTL_FOLLOWUP && !n->ctl.refused)
+        n->ctl.state != TN_CTL_FOLLOWUP && !n->ctl.refused && !n->network_down)
         nw_wrong(d->w, "a state of control without a deadline");
     if (n->state != TAILNET_STATE_RUNNING && n->state != TAILNET_STATE_FAILED)
         for (i = 0; i < n->desc.max_sessions; i++)
@@ -1726,7 +1736,7 @@ static size_t nw_udp_packet(uint8_t *dst, const tailnet_addr *src, const tailnet
         tn_wr_u16be(&w, 0);
         tn_wr_bytes(&w, src->ip, 4);
         tn_wr_bytes(&w, to->ip, 4);
-        sum = tn_ip_fold(tn_ip_sum(0, dst, 20));
+        sum = (uint16_t)~(unsigned)tn_ip_fold(tn_ip_sum(0, dst, 20));
         dst[10] = (uint8_t)(sum >> 8);
         dst[11] = (uint8_t)sum;
     } else {

@@ -16,7 +16,7 @@ static void done(nw_world *w)
 /* The drawing of the manual, one line per state. */
 static const char *const drawing[9] = {
     "IDLE: PAUSE",
-    "KEY: KEY PAUSE IDLE",
+    "KEY: PAUSE IDLE",
     "DIAL: UPGRADE PAUSE IDLE",
     "UPGRADE: REGISTER FOLLOWUP STREAM PAUSE IDLE",
     "REGISTER: REGISTER FOLLOWUP STREAM PAUSE IDLE",
@@ -211,28 +211,16 @@ static void server_too_old_or_too_new(void)
     done(w);
 }
 
-static void key_moves_to_another_page(void)
+/* A redirect is not followed: the name that the user gave is the one that counts. */
+static void key_redirect_is_refused(void)
 {
-    static const char moved[] = "HTTP/1.1 302 Found\r\nLocation: http://control.test/keys/x?v=1\r\n"
-                                "Content-Length: 0\r\n\r\n";
     nw_world *w = nw_begin(8);
     nw_node  *a = nw_add(w, "alpha");
-    unsigned  i;
+    w->key_moved = "http://control.test/keys/x?v=1";
     nw_up(a);
-    for (i = 0; i < 200 && w->keys == 0; i++) {
-        nw_conn *c = nw_conn_to(a, 0);
-        if (c != NULL && c->opened && c->up.total != 0 && a->dials == 1) {
-            nw_pipe_clear(&c->up);
-            nw_pipe_put(w, &c->down, moved, sizeof moved - 1);
-            c->up.lost = true;
-            nw_run(w, 100);
-            break;
-        }
-        (void)nw_turn(w);
-        if (nw_when(w) > w->now_ms) w->now_ms = nw_when(w);
-    }
-    nw_run(w, 100);
-    CHECK(strcmp(w->last_key, "/keys/x?v=1") == 0);
+    nw_run(w, 30000);
+    CHECK(nw_state(a) == TAILNET_STATE_CONNECTING && w->upgrades == 0);
+    CHECK(problem_of(a).result == TAILNET_ERR_CONTROL && problem_of(a).detail == 302);
     done(w);
 }
 
@@ -560,6 +548,58 @@ static void logout_from_down(void)
     done(w);
 }
 
+/* The server is not well when we sign out: we come again. A person who has no
+ * patience goes down, and then it is forgotten. */
+static void logout_from_a_busy_server(void)
+{
+    nw_world *w = nw_begin(37);
+    nw_node  *a = nw_join(w, "alpha");
+    nw_run(w, 1000);
+    w->register_status = 503;
+    CHECK(tailnet_logout(a->n) == TAILNET_OK);
+    nw_run(w, 5000);
+    CHECK(nw_state(a) == TAILNET_STATE_RUNNING && me(a)->known && w->registers > 1);
+    w->register_status = 0;
+    CHECK(nw_until(a, TAILNET_STATE_DOWN, 60000));
+    CHECK(!me(a)->known);
+    done(w);
+
+    w = nw_begin(38);
+    a = nw_join(w, "alpha");
+    nw_run(w, 1000);
+    w->register_status = 503;
+    CHECK(tailnet_logout(a->n) == TAILNET_OK);
+    nw_run(w, 5000);
+    CHECK(tailnet_down(a->n) == TAILNET_OK);
+    nw_run(w, 1000);
+    w->register_status = 0;
+    CHECK(nw_state(a) == TAILNET_STATE_DOWN && tailnet_deadline(a->n) == UINT64_MAX);
+    CHECK(tailnet_up(a->n) == TAILNET_OK);
+    CHECK(nw_until(a, TAILNET_STATE_RUNNING, 20000));
+    nw_run(w, 5000);
+    CHECK(nw_state(a) == TAILNET_STATE_RUNNING && me(a)->known);
+    done(w);
+}
+
+/* A key given to tailnet_login may be wiped once it is taken. */
+static void lent_key_is_not_kept(void)
+{
+    nw_world *w   = nw_begin(39);
+    nw_node  *a   = nw_join(w, "alpha");
+    char     *key = (char *)malloc(16);
+    if (key == NULL) return;
+    strcpy(key, "key-lent");
+    CHECK(tailnet_login(a->n, key) == TAILNET_OK);
+    nw_run(w, 2000);
+    CHECK(strstr(w->last_register, "key-lent") != NULL && nw_state(a) == TAILNET_STATE_RUNNING);
+    free(key);
+    me(a)->known = false;
+    nw_cut(a, 0);
+    nw_run(w, 5000);
+    CHECK(me(a)->known && strstr(w->last_register, "AuthKey") == NULL);
+    done(w);
+}
+
 /* ---- the map stream ---- */
 
 static void first_map_has_no_node(void)
@@ -615,6 +655,30 @@ static void messages_at_any_split(void)
     nw_run(w, 100);
     CHECK(tailnet_peer_count(a->n) == 1 && w->maps == maps);
     CHECK(w->upgrades == 1);
+    done(w);
+}
+
+/* The answer to a registration comes in the middle of a map message. */
+static void answer_inside_a_message(void)
+{
+    static const char text[] = "{\"PeersChanged\":[{\"ID\":9,\"Name\":\"late.tail.test.\",\"Key\":"
+        "\"nodekey:1f2e3d4c5b6a79880716253443526170f0e1d2c3b4a5968778695a4b3c2d1e0f\","
+        "\"Addresses\":[\"100.64.0.9/32\"],\"HomeDERP\":1}]}";
+    nw_world *w = nw_begin(42);
+    nw_node  *a = nw_join(w, "alpha");
+    uint8_t   head[4] = { sizeof text - 1, 0, 0, 0 };
+    nw_run(w, 2000);
+    w->register_body = "{\"AuthURL\":\"https://control.test/register/1\"}";
+    w->hold_register = true;
+    raw(a, head, 4);
+    raw(a, text, 60);
+    CHECK(tailnet_login(a->n, NULL) == TAILNET_OK);
+    nw_run(w, 500);
+    CHECK(strcmp(tailnet_login_url(a->n), "https://control.test/register/1") == 0);
+    raw(a, text + 60, sizeof text - 1 - 60);
+    nw_run(w, 500);
+    CHECK(tailnet_peer_count(a->n) == 1 && w->upgrades == 1);
+    CHECK(nw_state(a) == TAILNET_STATE_RUNNING);
     done(w);
 }
 
@@ -1038,7 +1102,7 @@ int main(void)
     TEST(bad_pinned_key_is_refused);
     TEST(key_answers_that_are_none);
     TEST(server_too_old_or_too_new);
-    TEST(key_moves_to_another_page);
+    TEST(key_redirect_is_refused);
     TEST(another_key_without_tls);
     TEST(auth_key_refused);
     TEST(login_by_a_person);
@@ -1053,8 +1117,11 @@ int main(void)
     TEST(rekey_with_a_key_that_is_refused);
     TEST(logout_signs_out);
     TEST(logout_from_down);
+    TEST(logout_from_a_busy_server);
+    TEST(lent_key_is_not_kept);
     TEST(first_map_has_no_node);
     TEST(messages_at_any_split);
+    TEST(answer_inside_a_message);
     TEST(messages_that_are_none);
     TEST(server_falls_silent);
     TEST(stream_ends_and_comes_back);

@@ -220,48 +220,30 @@ static void h1_requests(void)
 /* Everything that two readers could understand in two ways, and everything else wrong. */
 static void h1_refusals(void)
 {
-    static const char *const responses[] = { "HTTP/2.0 200 OK\r\n",
-                                             "HTTP/1.x 200\r\n",
-                                             "http/1.1 200\r\n",
-                                             "HTTP/1.1  200\r\n",
-                                             "HTTP/1.1 20\r\n",
-                                             "HTTP/1.1 2000\r\n",
-                                             "HTTP/1.1 099 x\r\n",
-                                             "HTTP/1.1 20x\r\n",
-                                             "\r\nHTTP/1.1 200 OK\r\n",
-                                             "HTTP/1.1 200 OK\n",
-                                             "HTTP/1.1 200 O\001K\r\n",
-                                             "HTTP/1.1 200 OK\rX",
-                                             "HTTP/1.1 200 OK\r\nA: b\nC: d\r\n",
-                                             "HTTP/1.1 200 OK\r\n A: b\r\n",
-                                             "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n",
-                                             "HTTP/1.1 200 OK\r\nA : b\r\n",
-                                             "HTTP/1.1 200 OK\r\n: b\r\n",
-                                             "HTTP/1.1 200 OK\r\nA\r\n",
-                                             "HTTP/1.1 200 OK\r\nA(: b\r\n",
-                                             "HTTP/1.1 200 OK\r\nA: b\001\r\n",
-                                             "HTTP/1.1 200 OK\r\nA: \rb\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\ncontent-length: 2\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 0x1\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 1 1\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length:\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 4294967296\r\n",
-                                             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: "
-                                             "chunked\r\n\r\n",
-                                             "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-                                             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n",
-                                             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n",
-                                             "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n",
-                                             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked x\r\n",
-                                             "HTTP/1.1 200 OK\r\nTransfer-Encoding: \r\n" };
-    static const char *const chunks[] = { "\r\n",       "g\r\n",          ";a\r\n",   "1\n",
-                                          "1\ra",       "1\r\nab\r\n",    "1\r\na\n", "123456789\r\n",
-                                          "-1\r\n",     "0x1\r\n",        "1 a\r\n",  " \r\n",
-                                          "1;\001\r\n", "0\r\nX: y\n\r\n" };
+    static const char *const responses[] = {
+        "HTTP/2.0 200 OK\r\n", "HTTP/1.x 200\r\n", "http/1.1 200\r\n", "HTTP/1.1  200\r\n", "HTTP/1.1 20\r\n",
+        "HTTP/1.1 2000\r\n", "HTTP/1.1 099 x\r\n", "HTTP/1.1 20x\r\n", "\r\nHTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\n",
+        "HTTP/1.1 200 O\001K\r\n", "HTTP/1.1 200 OK\rX", "HTTP/1.1 200 OK\r\nA: b\nC: d\r\n",
+        "HTTP/1.1 200 OK\r\n A: b\r\n", "HTTP/1.1 200 OK\r\nA: b\r\n folded\r\n", "HTTP/1.1 200 OK\r\nA : b\r\n",
+        "HTTP/1.1 200 OK\r\n: b\r\n", "HTTP/1.1 200 OK\r\nA\r\n", "HTTP/1.1 200 OK\r\nA(: b\r\n",
+        "HTTP/1.1 200 OK\r\nA: b\001\r\n", "HTTP/1.1 200 OK\r\nA: \rb\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 1\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\ncontent-length: 2\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\n", "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: +1\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0x1\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1 1\r\n", "HTTP/1.1 200 OK\r\nContent-Length:\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 4294967296\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: xchunked\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked x\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: \r\n"
+    };
+    static const char *const chunks[] = {
+        "\r\n", "g\r\n", ";a\r\n", "1\n", "1\ra", "1\r\nab\r\n", "1\r\na\n", "123456789\r\n", "-1\r\n", "0x1\r\n",
+        "1 a\r\n", " \r\n", "1;\001\r\n", "0\r\nX: y\n\r\n"
+    };
     static const char *const requests[] = {
         "GET  / HTTP/1.1\r\n", "GET / HTTP/1.1 \r\n", "GET /\r\n", "GET\r\n", " / HTTP/1.1\r\n", "GET / HTTP/1.11\r\n",
         "GET /\001 HTTP/1.1\r\n", "G\tT / HTTP/1.1\r\n", "GET / HTTP/1.1\r\n\r\n",
@@ -918,8 +900,7 @@ static void h2_server_rules(void)
     tn_h2_begin(&h, TN_H2_SERVER);
     CHECK(h2_feed(&h, &one, (const uint8_t *)"GET / HTTP/1.1\r\n", 16, 0) == TN_H2_FAILED);
     for (mode = 0; mode < 5; mode++) {                      /* a fifth stream is refused, but heard */
-        CHECK(h2_server_hears(&h, &one,
-                              "000001010500000001 83 000001010400000003 83 000001010400000005 83"
+        CHECK(h2_server_hears(&h, &one, "000001010500000001 83 000001010400000003 83 000001010400000005 83"
                               "000001010500000007 83 000001010500000009 83 000002000100000003 6162",
                               mode) == TN_H2_MORE);
         CHECK(strcmp(one.text,

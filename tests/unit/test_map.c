@@ -157,8 +157,7 @@ static void dump(char *dst, size_t cap)
                                (unsigned long)(p->flags & ~TN_MAP_SEEN), p->region, (unsigned long long)p->expiry_ms);
         at = put(dst, at, cap, p->key, 32);
         at = put(dst, at, cap, p->disco, 32);
-        at = put(dst, at, cap, p->ip4, 4);
-        at = put(dst, at, cap, p->ip6, 16);
+        at = put(dst, at, cap, p->own, 20);
         n = tn_map_places(&map, i, places, 8);
         while (n-- != 0) at = put(dst, at, cap, places[n].ip, 16);
         at += (size_t)snprintf(dst + at, cap - at, "\n");
@@ -450,36 +449,13 @@ static tailnet_result allowed(unsigned from)
 
 static void rows_without_effect(void)
 {
-    static const char *const names[] = { "MapSessionHandle",
-                                         "Seq",
-                                         "KeepAlive",
-                                         "PingRequest",
-                                         "PopBrowserURL",
-                                         "Node",
-                                         "DERPMap",
-                                         "Peers",
-                                         "PeersChanged",
-                                         "PeersRemoved",
-                                         "PeersChangedPatch",
-                                         "PeerSeenChange",
-                                         "OnlineChange",
-                                         "DNSConfig",
-                                         "Domain",
-                                         "CollectServices",
-                                         "PacketFilter",
-                                         "PacketFilters",
-                                         "UserProfiles",
-                                         "Health",
-                                         "DisplayMessages",
-                                         "SSHPolicy",
-                                         "ControlTime",
-                                         "TKAInfo",
-                                         "DomainDataPlaneAuditLogID",
-                                         "Debug",
-                                         "ControlDialPlan",
-                                         "ClientVersion",
-                                         "DefaultAutoUpdate",
-                                         "Unknown" };
+    static const char *const names[] = {
+        "MapSessionHandle", "Seq", "KeepAlive", "PingRequest", "PopBrowserURL", "Node", "DERPMap", "Peers",
+        "PeersChanged", "PeersRemoved", "PeersChangedPatch", "PeerSeenChange", "OnlineChange", "DNSConfig", "Domain",
+        "CollectServices", "PacketFilter", "PacketFilters", "UserProfiles", "Health", "DisplayMessages", "SSHPolicy",
+        "ControlTime", "TKAInfo", "DomainDataPlaneAuditLogID", "Debug", "ControlDialPlan", "ClientVersion",
+        "DefaultAutoUpdate", "Unknown"
+    };
     static const char *const values[] = { "null", "17", "\"x\"", "true", "1.5e3" };
     size_t i, k;
     full();
@@ -547,8 +523,8 @@ static void rows_with_effect(void)
     CHECK(tn_map_count(&map) == 1 && map.peers[at_id(1)].region == 1 && (map.peers[at_id(1)].flags & 1u) == 0);
     CHECK(say("{\"Node\":{\"ID\":7000,\"Key\":\"nodekey:"
               "7777777777777777777777777777777777777777777777777777777777777777\",\"Expired\":true,"
-              "\"CapMap\":{\"only-tcp-443\":null,\"x\":[{\"a\":[{}]}]}}}") == TN_MAP_OK);
-    CHECK(map.self.expired && map.self.only_443 && !map.self.authorized && map.self.ip4.family == 0);
+              "\"CapMap\":{\"magicdns-aaaa\":null,\"x\":[{\"a\":[{}]}]}}}") == TN_MAP_OK);
+    CHECK(map.self.expired && map.self.ipv6_names && !map.self.authorized && map.self.ip4.family == 0);
 }
 
 static void streams(void)
@@ -752,6 +728,94 @@ static void relays(void)
         r = tn_map_region_by_id(&map, 5);
         CHECK(r != NULL && strcmp(tn_map_region_host(r), len <= 63 ? host : "fallback") == 0);
         CHECK(tn_map_region_by_id(&map, 9) == NULL);                /* the new set is the whole set */
+    }
+}
+
+/* Each region's first relay before all others, then those of regions that matter. */
+static void relays_of_a_region(void)
+{
+    static const char three[] = "\"Regions\":{\"1\":{\"Nodes\":[{\"HostName\":\"a0\"},{\"HostName\":\"bad "
+                                "name\"},{\"HostName\":\"a1\"},{\"HostName\":\"a2\"}]},"
+                                "\"2\":{\"Nodes\":[{\"HostName\":\"b0\"},{\"HostName\":\"b1\"}],\"Avoid\":true},"
+                                "\"3\":{\"Nodes\":[{\"HostName\":\"c0\"},{\"HostName\":\"c1\"}]}}";
+    char     text[2000];
+    unsigned room, n, firsts;
+    for (room = 0; room <= 8; room++) {
+        start(2, 2, (uint16_t)room);
+        tn_map_home(&map, 2);
+        snprintf(text, sizeof text, "\"DERPMap\":{%s}", three);
+        for (n = 0; n < 2; n++) first(text);                /* and again over itself */
+        for (firsts = 0; tn_map_region_at(&map, firsts) != NULL; firsts++) {}
+        CHECK(firsts == (room < 3 ? room : 3));
+        CHECK((tn_map_region_node(&map, 2, 0) != NULL) == (room >= 1));
+        CHECK((tn_map_region_node(&map, 2, 1) != NULL) == (room >= 4));
+        CHECK((tn_map_region_node(&map, 1, 1) != NULL) == (room >= 5));
+        CHECK((tn_map_region_node(&map, 1, 2) != NULL) == (room >= 7));
+        CHECK(tn_map_region_node(&map, 1, 3) == NULL && tn_map_region_node(&map, 2, 2) == NULL);
+        CHECK(tn_map_region_node(&map, 4, 0) == NULL && tn_map_region_node(&map, 0, 0) == NULL);
+        for (n = 0; tn_map_region_node(&map, 2, n) != NULL; n++)
+            CHECK((tn_map_region_node(&map, 2, n)->flags & TN_MAP_REGION_NOT_HOME) != 0);
+        if (room == 8) CHECK(strcmp(tn_map_region_host(tn_map_region_node(&map, 1, 2)), "a2") == 0);
+        CHECK(say("{\"DERPMap\":{\"Regions\":{\"3\":{\"Nodes\":[{\"HostName\":\"d0\"}]}}}}") == TN_MAP_OK);
+        CHECK(tn_map_region_by_id(&map, 1) == NULL && tn_map_region_node(&map, 3, 1) == NULL);
+        CHECK(room == 0 || strcmp(tn_map_region_host(tn_map_region_by_id(&map, 3)), "d0") == 0);
+    }
+}
+
+/* A peer that no rule may let in: all rules are void while one does. */
+static void unsigned_peers(void)
+{
+    static const char *const sources[] = { "*", "100.64.0.0/10", "100.64.0.4-100.64.0.5", "fd7a:115c:a1e0::5" };
+    static const char *const others[]  = { "100.64.0.4", "100.64.0.6-100.64.0.9", "fd7a:115c:a1e0::6/127", "cap:x" };
+    char     text[2000];
+    unsigned i;
+    for (i = 0; i < 8; i++) {
+        const char *src = i < 4 ? sources[i] : others[i - 4];
+        start(8, 8, 2);
+        snprintf(text, sizeof text,
+                 "\"Peers\":[%s,%s],\"PacketFilters\":{\"base\":[{\"SrcIPs\":[\"100.64.0.2\",\"%s\"],"
+                 "\"DstPorts\":[{\"IP\":\"*\",\"Ports\":{\"First\":0,\"Last\":65535}}]}]}",
+                 node(2, ""), node(5, ",\"UnsignedPeerAPIOnly\":true,\"AllowedIPs\":[\"100.64.0.4/32\"]"), src);
+        first(text);
+        CHECK(map.unsafe == (i < 4) && allowed(2) == (i < 4 ? TAILNET_ERR_DENIED : TAILNET_OK));
+        CHECK(allowed(5) == TAILNET_ERR_DENIED);
+        CHECK(say("{\"PeersRemoved\":[5]}") == TN_MAP_OK && !map.unsafe && allowed(2) == TAILNET_OK);
+        sayf("{\"PeersChanged\":[%s]}", node(5, ",\"UnsignedPeerAPIOnly\":true"));
+        CHECK(map.unsafe == (i < 4) && allowed(2) == (i < 4 ? TAILNET_ERR_DENIED : TAILNET_OK));
+    }
+}
+
+/* What a first message that breaks off has brought goes again. */
+static void broken_first(void)
+{
+    char        text[4000];
+    tn_js       js;
+    tn_js_event ev;
+    uint16_t    index;
+    uint8_t     kind;
+    int         how;
+    for (how = 0; how < 3; how++) {
+        full();
+        map.peers[at_id(2)].session = 7;
+        tn_map_stream(&map, &flt);
+        if (how == 0) {                                             /* no Node in it */
+            snprintf(text, sizeof text, "{\"Peers\":[%s,%s]}", node(2, ""), node(6, ""));
+            CHECK(say(text) == TN_MAP_ERROR);
+        } else {
+            snprintf(text, sizeof text, "{" SELF ",\"Peers\":[%s,%s", node(2, ""), node(6, ""));
+            tn_js_init(&js);
+            tn_js_feed(&js, text, strlen(text));
+            while ((ev = tn_js_next(&js)) > TN_JS_MORE)
+                if (tn_map_take(&map, &flt, &js, ev, now_ms) == TN_MAP_CHANGE) changes();
+        }
+        CHECK(tn_map_count(&map) == 4 && map.peers[at_id(6)].session == 0xffff);
+        log_len = 0;
+        tn_map_stream(&map, &flt);
+        if (how == 2) while (tn_map_change(&map, &flt, &index, &kind, now_ms)) CHECK(kind == TN_MAP_GOING);
+        CHECK(say("{\"KeepAlive\":true}") == TN_MAP_OK);
+        CHECK(tn_map_count(&map) == 3 && at_id(6) == TN_MAP_NONE && at_id(1) != TN_MAP_NONE);
+        CHECK(map.peers[at_id(2)].session == 7 && map.first);
+        if (how != 2) CHECK(strcmp(log_text, "1:6 ") == 0);
     }
 }
 
@@ -981,13 +1045,11 @@ static void run_churn(void)
     start(3, 3, 2);
     tn_map_prefs(&map, "p2", true);
     for (turn = 0; turn < 60; turn++) {
-        static const char *const more[] = { "",
-                                            ",\"AllowedIPs\":[]",
-                                            ",\"Expired\":true",
-                                            ",\"AllowedIPs\":[\"0.0.0.0/0\",\"::/0\",\"10.0.0.0/8\"]",
-                                            ",\"AllowedIPs\":[\"10.0.0.0/8\",\"10.1.0.0/16\",\"100.64.0.1/32\"]",
-                                            ",\"IsWireGuardOnly\":true",
-                                            ",\"Online\":true" };
+        static const char *const more[] = {
+            "", ",\"AllowedIPs\":[]", ",\"Expired\":true", ",\"AllowedIPs\":[\"0.0.0.0/0\",\"::/0\",\"10.0.0.0/8\"]",
+            ",\"AllowedIPs\":[\"10.0.0.0/8\",\"10.1.0.0/16\",\"100.64.0.1/32\"]",
+            ",\"IsWireGuardOnly\":true", ",\"Online\":true"
+        };
         char     text[8000];
         uint64_t r;
         unsigned id, other;
@@ -1049,6 +1111,9 @@ int main(void)
     TEST(kinds_of_change);
     TEST(expiry);
     TEST(relays);
+    TEST(relays_of_a_region);
+    TEST(unsigned_peers);
+    TEST(broken_first);
     TEST(dns);
     TEST(pings);
     TEST(directory_full);

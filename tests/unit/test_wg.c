@@ -1555,6 +1555,44 @@ static void cookie_life(void)
     CHECK_BYTES(a.dev.cookie_secret, random, 32);
 }
 
+/* Attackers with true addresses get cookies, and still only a share. */
+static void flood_proven(end *v, uint8_t from[6])
+{
+    uint64_t t;
+    multiplications = 0;
+    for (t = 100000; t < 110000; t += 10) {
+        uint8_t msg[148], cookie[16];
+        random_bytes(msg, sizeof msg);
+        memset(msg, 0, 4);
+        msg[0] = 1;
+        remac(&v->dev, msg, 148);
+        from[3] = (uint8_t)(t / 10 % 20);
+        if (t < v->dev.cookie_until_ms) {
+            tn_cr_mac(cookie, 16, v->dev.cookie_secret, 32, from, 6);
+            tn_cr_mac(msg + 132, 16, cookie, 16, msg, 132);
+        }
+        (void)end_take(v, msg, 148, from, 6, t);
+        v->out_count = 0;
+    }
+    CHECK(multiplications <= 2 * (6 + 30 + 1));
+}
+
+/* Data and cookies without an index cost nothing. */
+static void flood_unknown(end *v, const uint8_t from[6])
+{
+    unsigned k;
+    multiplications = 0;
+    for (k = 0; k < 1000; k++) {
+        uint8_t msg[92];
+        random_bytes(msg, sizeof msg);
+        memset(msg, 0, 4);
+        msg[0] = (uint8_t)(2 + k % 3);
+        if (msg[0] == 2) remac(&v->dev, msg, 92);
+        CHECK(end_take(v, msg, msg[0] == 3 ? 64 : 92, from, 6, 120000) == TN_WG_UNKNOWN);
+    }
+    CHECK(multiplications == 0);
+}
+
 /* A flood from anywhere with a right mac1: the work stays bounded, cookie
  * replies stay bounded, and an honest peer gets through. */
 static void flood(void)
@@ -1562,7 +1600,7 @@ static void flood(void)
     static end a, v;
     uint64_t   t, first = 0, second = 0, called = 0;
     bool       asked = false;
-    unsigned   k, spent;
+    unsigned   spent;
     uint8_t    from[6] = {10, 0, 0, 1, 1, 1};
 
     end_pair(&a, &v, 1000);
@@ -1606,36 +1644,8 @@ static void flood(void)
     CHECK(second == called);                /* responses are not held up */
     printf("flood: %u multiplications and %u cookies in 60 s, the peer waits %u ms\n",
            multiplications, v.cookies, (unsigned)(first - 23000));
-
-    /* attackers with true addresses get cookies, and still only a share */
-    multiplications = 0;
-    for (t = 100000; t < 110000; t += 10) {
-        uint8_t msg[148], cookie[16];
-        random_bytes(msg, sizeof msg);
-        memset(msg, 0, 4);
-        msg[0] = 1;
-        remac(&v.dev, msg, 148);
-        from[3] = (uint8_t)(t / 10 % 20);
-        if (t < v.dev.cookie_until_ms) {
-            tn_cr_mac(cookie, 16, v.dev.cookie_secret, 32, from, 6);
-            tn_cr_mac(msg + 132, 16, cookie, 16, msg, 132);
-        }
-        (void)end_take(&v, msg, 148, from, 6, t);
-        v.out_count = 0;
-    }
-    CHECK(multiplications <= 2 * (6 + 30 + 1));
-
-    /* data and cookies without an index cost nothing */
-    multiplications = 0;
-    for (k = 0; k < 1000; k++) {
-        uint8_t msg[92];
-        random_bytes(msg, sizeof msg);
-        memset(msg, 0, 4);
-        msg[0] = (uint8_t)(2 + k % 3);
-        if (msg[0] == 2) remac(&v.dev, msg, 92);
-        CHECK(end_take(&v, msg, msg[0] == 3 ? 64 : 92, from, 6, 120000) == TN_WG_UNKNOWN);
-    }
-    CHECK(multiplications == 0);
+    flood_proven(&v, from);
+    flood_unknown(&v, from);
 }
 
 /* The buckets: limit, limit + 1, refill; one proven source does not use up
@@ -1886,6 +1896,32 @@ typedef struct tally {
 
 static tally tallies[2];
 
+/* What has arrived by now: every plaintext carries its number. */
+static void hours_arrive(end e[2], uint64_t now)
+{
+    unsigned k;
+    for (k = 0; k < net.count;) {
+        flight   f = net.in[k];
+        tally   *t = &tallies[f.to == &e[1]];
+        uint32_t number;
+        if (f.at > now) {
+            k++;
+            continue;
+        }
+        net.in[k] = net.in[--net.count];
+        if (end_take(f.to, f.m.bytes, f.m.len, f.from->from, 6, now) != TN_WG_OK) continue;
+        if (tn_wg_classify(f.m.bytes, f.m.len) != TN_WG_DATA || f.to->last_len == 0) continue;
+        number = tn_get_u32be(f.to->last);
+        CHECK(number < t->sent && f.to->last_len == 48);
+        if (number >= sizeof t->got) return;
+        CHECK(t->got[number] == 0);
+        t->got[number] = 1;
+        t->received++;
+        if (now > t->last_ms && now - t->last_ms > t->gap_ms) t->gap_ms = now - t->last_ms;
+        t->last_ms = now;
+    }
+}
+
 /* Both send in spells; every plaintext carries its number. Returns nothing, but
  * checks: no number twice, nothing unknown, all gaps below a limit. */
 static void hours(uint64_t seed, unsigned loss, unsigned again, uint64_t delay, uint64_t jitter,
@@ -1909,27 +1945,7 @@ static void hours(uint64_t seed, unsigned loss, unsigned again, uint64_t delay, 
         for (k = 0; k < net.count; k++) at = tn_min64(at, net.in[k].at);
         CHECK(at >= now);
         now = at;
-        for (k = 0; k < net.count;) {
-            flight f = net.in[k];
-            tally *t = &tallies[f.to == &e[1]];
-            if (f.at > now) {
-                k++;
-                continue;
-            }
-            net.in[k] = net.in[--net.count];
-            if (end_take(f.to, f.m.bytes, f.m.len, f.from->from, 6, now) != TN_WG_OK) continue;
-            if (tn_wg_classify(f.m.bytes, f.m.len) != TN_WG_DATA || f.to->last_len == 0) continue;
-            {
-                uint32_t number = tn_get_u32be(f.to->last);
-                CHECK(number < tallies[f.to == &e[1]].sent && f.to->last_len == 48);
-                if (number >= sizeof t->got) return;
-                CHECK(t->got[number] == 0);
-                t->got[number] = 1;
-                t->received++;
-                if (now > t->last_ms && now - t->last_ms > t->gap_ms) t->gap_ms = now - t->last_ms;
-                t->last_ms = now;
-            }
-        }
+        hours_arrive(e, now);
         for (i = 0; i < 2; i++) {
             end_poll(&e[i], now);
             if (next[i] <= now) {
