@@ -1440,13 +1440,14 @@ static void nw_check(nw_node *d)
             continue;
         }
         used++;
-        if (s->peer >= n->desc.max_peers || n->slot_of[s->peer] != i)
+        if (s->peer >= n->desc.max_peers || n->map.peers[s->peer].session != i)
             nw_wrong(d->w, "a session and its peer disagree");
         else if (tn_map_peer_at(&n->map, s->peer) == NULL)
             nw_wrong(d->w, "a session without a peer");
     }
     for (i = 0; i < n->desc.max_peers; i++)
-        if (n->slot_of[i] != TN_NODE_NO_SLOT) used--;
+        if (tn_map_peer_at(&n->map, (uint16_t)i) != NULL &&
+            n->map.peers[i].session != TN_NODE_NO_SLOT) used--;
     if (used != 0) nw_wrong(d->w, "more peers have sessions than there are sessions");
     for (i = 0; i < n->desc.max_staged; i++)
         if (n->staged[i].len != 0 && n->staged[i].len + TAILNET_HEADROOM > n->staged_size)

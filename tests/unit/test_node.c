@@ -367,7 +367,7 @@ static void peer_gets_another_key(void)
     tn_cr_x25519_base(me(b)->key, secret);
     nw_announce(w, me(b));
     nw_run(w, 50);
-    CHECK(a->n->slot_of[0] == TN_NODE_NO_SLOT);
+    CHECK(a->n->map.peers[0].session == TN_NODE_NO_SLOT);
     CHECK(nw_send(b, a, 7, "old key") == TAILNET_OK);
     nw_run(w, 20000);
     CHECK(nw_got(a, "old key") == 0);
