@@ -606,7 +606,7 @@ TAILNET_API void tailnet_wipe(tailnet_node *node);
 
 /* Keys and clocks that must outlive a reboot, as one opaque blob with its own
  * number and checksum. Returns the bytes it takes; writes nothing if that is
- * more than size. Never more than TAILNET_STATE_SIZE; about 320 without
+ * more than size. Never more than TAILNET_STATE_SIZE; 280 without
  * Tailnet Lock. Call it on TAILNET_EVENT_SAVE; two places written in turn
  * survive a power cut (desc.saved_state). It holds private keys. */
 #define TAILNET_STATE_SIZE 1536u
@@ -2461,6 +2461,14 @@ typedef struct tn_key_state {
     uint64_t newest_unix_ms;                /* it cannot be earlier than this     */
 } tn_key_state;
 
+/* The keys stand in a row, and their has_ in another, both as in the blob. */
+#define TN_KEY_KEYS offsetof(tn_key_state, machine)
+#define TN_KEY_HAS  offsetof(tn_key_state, has_machine)
+enum { TN_KEY_COUNT = 6 };
+
+TN_STATIC_ASSERT(key_rows, offsetof(tn_key_state, lock_seed) == TN_KEY_KEYS + 5 * 32 &&
+                               offsetof(tn_key_state, has_lock) == TN_KEY_HAS + 5 * sizeof(bool));
+
 /* ---- text forms ---- */
 
 /* Exactly the prefix and 64 hex digits, either case. An all-zero key is legal
@@ -2514,18 +2522,14 @@ static tailnet_result tn_key_state_check(const void *src, size_t len)
                                                                        : TAILNET_ERR_MALFORMED;
 }
 
-/* Reads a key; is there one? */
-static bool tn_key_rd(tn_rd *r, uint8_t key[32])
-{
-    tn_rd_copy(r, key, 32);
-    return !tn_is_zero(key, 32);
-}
-
 /* Takes a blob apart. False when it is damaged, cut, or newer than we are: then
  * everything is zero. */
 static bool tn_key_state_parse(tn_key_state *out, const void *src, size_t len)
 {
-    tn_rd r;
+    uint8_t *key = (uint8_t *)out + TN_KEY_KEYS;
+    bool    *has = (bool *)out + TN_KEY_HAS / sizeof(bool);
+    tn_rd    r;
+    unsigned i;
 
     tn_wipe(out, sizeof *out);
     if (tn_key_state_check(src, len) != TAILNET_OK) return false;
@@ -2536,28 +2540,23 @@ static bool tn_key_state_parse(tn_key_state *out, const void *src, size_t len)
     out->stamp_unix_ms  = tn_rd_u64be(&r);
     out->newest_unix_ms = tn_rd_u64be(&r);
     (void)tn_rd_u64be(&r);
-    out->has_machine    = tn_key_rd(&r, out->machine);
-    out->has_node       = tn_key_rd(&r, out->node);
-    out->has_trying     = tn_key_rd(&r, out->trying);
-    out->has_old        = tn_key_rd(&r, out->old_public);
-    out->has_server     = tn_key_rd(&r, out->server);
-    out->has_lock       = tn_key_rd(&r, out->lock_seed);
+    for (i = 0; i < TN_KEY_COUNT; i++, key += 32) {
+        tn_rd_copy(&r, key, 32);
+        has[i] = !tn_is_zero(key, 32);
+    }
     tn_rd_copy(&r, out->server_id, sizeof out->server_id);
     return true;
-}
-
-static void tn_key_wr(tn_wr *w, bool has, const uint8_t key[32])
-{
-    if (has) tn_wr_bytes(w, key, 32);
-    else     tn_wr_zero(w, 32);
 }
 
 /* Returns the bytes it takes, and writes nothing if that is more than cap. The
  * caller counts number up for every save. */
 static size_t tn_key_state_build(const tn_key_state *s, void *dst, size_t cap)
 {
-    tn_wr   w;
-    uint8_t sum[TN_KEY_SUM_LEN];
+    const uint8_t *key = (const uint8_t *)s + TN_KEY_KEYS;
+    const bool    *has = (const bool *)s + TN_KEY_HAS / sizeof(bool);
+    tn_wr          w;
+    uint8_t        sum[TN_KEY_SUM_LEN];
+    unsigned       i;
 
     if (cap < TN_KEY_STATE_LEN) return TN_KEY_STATE_LEN;
     tn_wr_over(&w, dst, cap);
@@ -2569,12 +2568,10 @@ static size_t tn_key_state_build(const tn_key_state *s, void *dst, size_t cap)
     tn_wr_u64be(&w, s->stamp_unix_ms);
     tn_wr_u64be(&w, s->newest_unix_ms);
     tn_wr_u64be(&w, 0);
-    tn_key_wr(&w, s->has_machine, s->machine);
-    tn_key_wr(&w, s->has_node, s->node);
-    tn_key_wr(&w, s->has_trying, s->trying);
-    tn_key_wr(&w, s->has_old, s->old_public);
-    tn_key_wr(&w, s->has_server, s->server);
-    tn_key_wr(&w, s->has_lock, s->lock_seed);
+    for (i = 0; i < TN_KEY_COUNT; i++, key += 32) {
+        if (has[i]) tn_wr_bytes(&w, key, 32);
+        else        tn_wr_zero(&w, 32);
+    }
     tn_wr_bytes(&w, s->server_id, sizeof s->server_id);
     tn_cr_hash(sum, dst, tn_wr_len(&w), NULL, 0);
     tn_wr_bytes(&w, sum, sizeof sum);
@@ -2612,8 +2609,8 @@ static tailnet_result tn_key_state_choose(tn_key_state *out, const tailnet_bytes
 /* Keys of a device that was never anywhere: machine and node, independent. */
 static void tn_key_state_first(tn_key_state *s, const uint8_t random[64])
 {
-    memcpy(s->machine, random, 32);
-    memcpy(s->node, random + 32, 32);
+    tn_copy_key(s->machine, random);
+    tn_copy_key(s->node, random + 32);
     tn_cr_clamp(s->machine);
     tn_cr_clamp(s->node);
     s->has_machine = true;
@@ -2633,7 +2630,7 @@ static void tn_key_state_drop(tn_key_state *s)
 static void tn_key_state_try(tn_key_state *s, const uint8_t random[32])
 {
     tn_key_state_drop(s);
-    memcpy(s->trying, random, 32);
+    tn_copy_key(s->trying, random);
     tn_cr_clamp(s->trying);
     s->has_trying = true;
     if (!s->has_node) return;
@@ -8308,7 +8305,9 @@ enum {
     TN_FLT_CHANGED = 1, TN_FLT_FULL = 2, TN_FLT_TEXT = 4, TN_FLT_VOID = 8, TN_FLT_NEW_CAP = 16
 };
 
-enum { TN_FLT_SRC, TN_FLT_DST, TN_FLT_CAP, TN_FLT_PROTO };
+/* What a range says. A rule needs all of TN_FLT_ALL; 4 only tells CAP from SRC. */
+enum { TN_FLT_SRC = 1, TN_FLT_DST = 2, TN_FLT_CAP = 4 | TN_FLT_SRC, TN_FLT_PROTO = 8 };
+#define TN_FLT_ALL 11u
 
 /* A rule is a run of these in any order; head marks the first of a run. */
 typedef struct tn_flt_range {
@@ -8331,15 +8330,19 @@ typedef struct tn_flt_table {
 enum { TN_FLT_IP6 = 1, TN_FLT_THEIRS = 2, TN_FLT_OPEN = 4, TN_FLT_CLOSING = 8 };
 
 /* A flow, as its inbound packets look. The table is in order of use; an entry of
- * protocol 0 is free. */
+ * protocol 0 is free. Without padding up to bits: compared as bytes. */
 typedef struct tn_flt_flow {
     uint8_t  remote[16], local[16];
     uint16_t remote_port, local_port;
-    uint32_t used;                          /* when, in ticks                     */
-    uint16_t who;                           /* peer that our last packet went to  */
     uint8_t  protocol;
     uint8_t  bits;
+    uint16_t who;                           /* peer that our last packet went to  */
+    uint32_t used;                          /* when, in ticks                     */
 } tn_flt_flow;
+
+enum { TN_FLT_ENDS = 32, TN_FLT_KEY = 37 }; /* the addresses; with ports and protocol */
+
+TN_STATIC_ASSERT(flt_flow, sizeof(tn_flt_flow) == 44);
 
 /* The peer a packet comes from or goes to, as the map knows it. Capabilities
  * belong to its own addresses: for a packet from a network behind it, give 0. */
@@ -8354,7 +8357,7 @@ typedef struct tn_flt {
     tn_flt_flow          *flow;
     const tailnet_prefix *route;            /* advertised; the caller's           */
     size_t                route_count;
-    tailnet_prefix        self[2];
+    tailnet_addr          self[2];
     uint64_t              set_name[TN_FLT_SETS], cap_name[TN_FLT_CAPS];
     uint16_t              range_max, flow_max;
     uint16_t              rules_dropped, texts_skipped;     /* of the last message */
@@ -8384,10 +8387,12 @@ static void tn_flt_init(tn_flt *f, tn_flt_range *ranges, uint16_t range_max, tn_
 
 /* An exit node gives the Internet, not its own network or the tailnet (the list
  * of ipn/ipnlocal/local.go), and not the machine itself. */
-static const tailnet_prefix tn_flt_private[] = {
+typedef struct tn_flt_net { uint8_t family, bits, ip[6]; } tn_flt_net;
+
+static const tn_flt_net tn_flt_private[] = {
     {4, 16, {192, 168}}, {4, 12, {172, 16}}, {4, 8, {10}}, {4, 16, {169, 254}}, {4, 4, {224}},
     {4, 10, {100, 64}}, {4, 8, {127}}, {4, 8, {0}}, {6, 10, {0xfe, 0x80}}, {6, 8, {0xff}},
-    {6, 48, {0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0}}, {6, 127, {0}}
+    {6, 48, {0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0}}
 };
 
 /* Own addresses (either may be NULL) and advertised routes. The routes are not
@@ -8395,15 +8400,9 @@ static const tailnet_prefix tn_flt_private[] = {
 static void tn_flt_local(tn_flt *f, const tailnet_addr *self4, const tailnet_addr *self6,
                          const tailnet_prefix *routes, size_t route_count)
 {
-    unsigned i;
     memset(f->self, 0, sizeof f->self);
-    for (i = 0; i < 2; i++) {
-        const tailnet_addr *ip = i == 0 ? self4 : self6;
-        if (ip == NULL || ip->family == 0) continue;
-        f->self[i].family = ip->family;
-        f->self[i].bits   = (uint8_t)(8 * tn_ip_len(ip->family));
-        memcpy(f->self[i].ip, ip->ip, sizeof f->self[i].ip);
-    }
+    if (self4 != NULL) f->self[0] = *self4;
+    if (self6 != NULL) f->self[1] = *self6;
     f->route       = routes;
     f->route_count = route_count;
 }
@@ -8412,15 +8411,18 @@ static bool tn_flt_is_private(const tailnet_addr *ip)
 {
     size_t i;
     for (i = 0; i < sizeof tn_flt_private / sizeof tn_flt_private[0]; i++)
-        if (tn_prefix_has(&tn_flt_private[i], ip)) return true;
-    return false;
+        if (tn_flt_private[i].family == ip->family &&
+            tn_bits_same(tn_flt_private[i].ip, ip->ip, tn_flt_private[i].bits))
+            return true;
+    return ip->family == 6 && tn_is_zero(ip->ip, 15);   /* :: and ::1 */
 }
 
 /* May packets for this address come to us at all? */
 static bool tn_flt_is_local(const tn_flt *f, const tailnet_addr *ip)
 {
     size_t i;
-    if (tn_prefix_has(&f->self[0], ip) || tn_prefix_has(&f->self[1], ip)) return true;
+    if (ip->family == 0) return false;
+    if (tn_ip_same(&f->self[0], ip) || tn_ip_same(&f->self[1], ip)) return true;
     for (i = 0; i < f->route_count; i++)
         if (tn_prefix_has(&f->route[i], ip) && (f->route[i].bits != 0 || !tn_flt_is_private(ip)))
             return true;
@@ -8447,48 +8449,45 @@ static bool tn_flt_within(const tn_flt_range *r, const tailnet_addr *ip)
            memcmp(ip->ip, r->at + 16, len) <= 0;
 }
 
-static bool tn_flt_dst_has(const tn_flt_range *r, const tailnet_addr *dst, tn_flt_mode mode)
+/* Has the range what it says, for a packet of this flow? */
+static bool tn_flt_hit(const tn_flt_range *r, const tailnet_flow *flow, uint32_t caps,
+                       tn_flt_mode mode)
 {
-    if (!tn_flt_within(r, dst)) return false;
-    if (mode == TN_FLT_PING) return true;
-    if (mode == TN_FLT_WHOLE) return r->port_first == 0 && r->port_last == 65535u;
-    return r->port_first <= dst->port && dst->port <= r->port_last;
+    unsigned port = flow->dst.port;
+    if (r->kind == TN_FLT_SRC) return tn_flt_within(r, &flow->src);
+    if (r->kind == TN_FLT_CAP) return mode != TN_FLT_WHOLE && (tn_get_u32be(r->at) & caps) != 0;
+    if (mode == TN_FLT_PING) return r->kind == TN_FLT_PROTO || tn_flt_within(r, &flow->dst);
+    if (r->kind == TN_FLT_PROTO) return (r->at[flow->protocol / 8] >> flow->protocol % 8 & 1) != 0;
+    if (mode == TN_FLT_WHOLE && (r->port_first != 0 || r->port_last != 65535u)) return false;
+    return r->port_first <= port && port <= r->port_last && tn_flt_within(r, &flow->dst);
 }
 
-/* Protocols of a rule that lists none: TCP, UDP and both ICMPs. */
-static bool tn_flt_is_default(unsigned protocol)
-{
-    return protocol == TN_IP_TCP || protocol == TN_IP_UDP || protocol == TN_IP_ICMP4 ||
-           protocol == TN_IP_ICMP6;
-}
-
-/* Does a rule let this flow begin? caps are those of the peer it comes from. */
+/* Does a rule let this flow begin? caps are those of the peer it comes from. A rule
+ * that lists no protocol means TCP, UDP and both ICMPs. */
 static bool tn_flt_match(const tn_flt *f, const tailnet_flow *flow, uint32_t caps,
                          tn_flt_mode mode)
 {
-    bool     src = false, dst = false, proto = false;
-    unsigned i;
+    unsigned protocol = flow->protocol, i, have = 0, at_first = 0;
 
     if (f->now.bad != 0 || f->distrusted) return false;
+    if (mode == TN_FLT_PING || protocol == TN_IP_TCP || protocol == TN_IP_UDP ||
+        protocol == TN_IP_ICMP4 || protocol == TN_IP_ICMP6)
+        at_first = TN_FLT_PROTO;
     for (i = 0; i < f->now.used; i++) {
         const tn_flt_range *r = &f->now.range[i];
         if (r->head != 0) {
-            if (src && dst && proto) return true;
-            src = dst = false;
-            proto     = mode == TN_FLT_PING || tn_flt_is_default(flow->protocol);
+            if (have == TN_FLT_ALL) return true;
+            have = at_first;
         }
-        if (r->kind == TN_FLT_SRC) {
-            src = src || tn_flt_within(r, &flow->src);
-        } else if (r->kind == TN_FLT_DST) {
-            dst = dst || tn_flt_dst_has(r, &flow->dst, mode);
-        } else if (r->kind == TN_FLT_CAP) {
-            src = src || (mode != TN_FLT_WHOLE && (tn_get_u32be(r->at) & caps) != 0);
-        } else {                            /* PROTO: a list in place of the default */
-            proto = mode == TN_FLT_PING ||
-                    (r->at[flow->protocol / 8] >> flow->protocol % 8 & 1) != 0;
-        }
+        if (r->kind == TN_FLT_PROTO) have &= ~(unsigned)TN_FLT_PROTO;
+        if (tn_flt_hit(r, flow, caps, mode)) have |= r->kind & TN_FLT_ALL;
     }
-    return src && dst && proto;
+    return have == TN_FLT_ALL;
+}
+
+static bool tn_flt_has_ports(unsigned protocol)
+{
+    return protocol == TN_IP_TCP || protocol == TN_IP_UDP || protocol == TN_IP_SCTP;
 }
 
 /* The same with the right mode for its protocol, and for peers that may not. */
@@ -8498,8 +8497,7 @@ static bool tn_flt_lets(const tn_flt *f, const tailnet_flow *flow, const tn_flt_
     tn_flt_mode mode     = TN_FLT_WHOLE;
 
     if (f->shields || from->jailed) return false;
-    if (protocol == TN_IP_TCP || protocol == TN_IP_UDP || protocol == TN_IP_SCTP)
-        mode = TN_FLT_PORT;
+    if (tn_flt_has_ports(protocol)) mode = TN_FLT_PORT;
     if (protocol == TN_IP_FRAGMENT ||
         protocol == (flow->src.family == 4 ? TN_IP_ICMP4 : TN_IP_ICMP6))
         mode = TN_FLT_PING;
@@ -8544,23 +8542,31 @@ static bool tn_flt_lives(const tn_flt_flow *e, uint32_t tick)
     return tick - e->used < life;
 }
 
-/* The key of a flow whose inbound packets go from remote to local. */
-static void tn_flt_key(tn_flt_flow *key, const tailnet_addr *remote, const tailnet_addr *local,
-                       unsigned protocol)
+/* The key of a flow whose inbound packets look like this. */
+static void tn_flt_key(tn_flt_flow *key, const tailnet_flow *in)
 {
     memset(key, 0, sizeof *key);
-    memcpy(key->remote, remote->ip, 16);
-    memcpy(key->local, local->ip, 16);
-    key->remote_port = remote->port;
-    key->local_port  = local->port;
-    key->protocol    = (uint8_t)protocol;
-    key->bits        = remote->family == 6 ? TN_FLT_IP6 : 0;
+    memcpy(key->remote, in->src.ip, 16);
+    memcpy(key->local, in->dst.ip, 16);
+    key->remote_port = in->src.port;
+    key->local_port  = in->dst.port;
+    key->protocol    = in->protocol;
+    key->bits        = in->src.family == 6 ? TN_FLT_IP6 : 0;
 }
 
-static bool tn_flt_same_ends(const tn_flt_flow *e, const tn_flt_flow *key)
+/* The way back. */
+static TN_NOINLINE void tn_flt_turn(tailnet_flow *back, const tailnet_flow *flow)
 {
-    return ((e->bits ^ key->bits) & TN_FLT_IP6) == 0 && memcmp(e->remote, key->remote, 16) == 0 &&
-           memcmp(e->local, key->local, 16) == 0;
+    back->src      = flow->dst;
+    back->dst      = flow->src;
+    back->protocol = flow->protocol;
+}
+
+/* Is it alive, and the same in the first len bytes and the family? */
+static bool tn_flt_same(const tn_flt_flow *e, const tn_flt_flow *key, size_t len, uint32_t tick)
+{
+    return ((e->bits ^ key->bits) & TN_FLT_IP6) == 0 && memcmp(e, key, len) == 0 &&
+           tn_flt_lives(e, tick);
 }
 
 /* The live flow of this key, now the first of the table; NULL if there is none. */
@@ -8570,11 +8576,8 @@ static tn_flt_flow *tn_flt_find(tn_flt *f, const tn_flt_flow *key, uint32_t tick
     unsigned    i;
 
     for (i = 0; i < f->flow_max; i++) {
-        const tn_flt_flow *e = &f->flow[i];
-        if (e->remote_port != key->remote_port || e->local_port != key->local_port ||
-            e->protocol != key->protocol || !tn_flt_same_ends(e, key) || !tn_flt_lives(e, tick))
-            continue;
-        found = *e;
+        if (!tn_flt_same(&f->flow[i], key, TN_FLT_KEY, tick)) continue;
+        found = f->flow[i];
         memmove(f->flow + 1, f->flow, i * sizeof *f->flow);
         f->flow[0] = found;
         return f->flow;
@@ -8582,11 +8585,11 @@ static tn_flt_flow *tn_flt_find(tn_flt *f, const tn_flt_flow *key, uint32_t tick
     return NULL;
 }
 
-/* How late the place of a flow is taken: 0 is at once. */
-static uint64_t tn_flt_rank(const tn_flt_flow *e, uint32_t tick)
+/* How soon the place of a flow is taken: the highest goes. */
+static uint32_t tn_flt_age(const tn_flt_flow *e, uint32_t tick)
 {
-    if (!tn_flt_lives(e, tick)) return 0;
-    return (uint64_t)1 + e->used + (tn_flt_stands(e) ? TN_FLT_TCP_BONUS : 0u);
+    if (!tn_flt_lives(e, tick)) return UINT32_MAX;
+    return tick - e->used + (tn_flt_stands(e) ? 0u : TN_FLT_TCP_BONUS);
 }
 
 /* Puts a new flow first, in the place of the one not used for longest; a standing
@@ -8596,22 +8599,22 @@ static uint64_t tn_flt_rank(const tn_flt_flow *e, uint32_t tick)
 static void tn_flt_add(tn_flt *f, const tn_flt_flow *flow, uint32_t tick)
 {
     unsigned i, theirs = 0, any = 0, theirs_at = f->flow_max, at;
-    uint64_t best = UINT64_MAX;
+    uint32_t oldest = 0;
 
     if (f->flow_max == 0) return;
     for (i = 0; i < f->flow_max; i++) {
-        uint64_t rank = tn_flt_rank(&f->flow[i], tick);
-        if (rank <= best) {
-            best = rank;
-            any  = i;
+        uint32_t age = tn_flt_age(&f->flow[i], tick);
+        if (age >= oldest) {
+            oldest = age;
+            any    = i;
         }
-        if (rank == 0 || (f->flow[i].bits & TN_FLT_THEIRS) == 0) continue;
+        if (age == UINT32_MAX || (f->flow[i].bits & TN_FLT_THEIRS) == 0) continue;
         theirs++;
         theirs_at = i;                      /* in order of use: the last is oldest */
     }
     at = any;
     if ((flow->bits & TN_FLT_THEIRS) != 0) {
-        if (theirs >= (f->flow_max + 1u) / 2 || best != 0) at = theirs_at;
+        if (theirs >= (f->flow_max + 1u) / 2 || oldest != UINT32_MAX) at = theirs_at;
         if (at == f->flow_max) return;
     }
     memmove(f->flow + 1, f->flow, at * sizeof *f->flow);
@@ -8626,14 +8629,13 @@ static void tn_flt_touch(tn_flt_flow *e, unsigned tcp_flags, uint32_t tick)
     e->used = tick;
 }
 
-/* The flow of ours that leads to this peer and that a packet from remote to
- * local answers, or NULL. */
-static tn_flt_flow *tn_flt_ours(tn_flt *f, const tailnet_addr *remote, const tailnet_addr *local,
-                                unsigned protocol, const tn_flt_peer *from, uint32_t tick)
+/* The flow of ours that leads to this peer and that such a packet answers, or NULL. */
+static tn_flt_flow *tn_flt_ours(tn_flt *f, const tailnet_flow *in, const tn_flt_peer *from,
+                                uint32_t tick)
 {
     tn_flt_flow  key;
     tn_flt_flow *e;
-    tn_flt_key(&key, remote, local, protocol);
+    tn_flt_key(&key, in);
     e = tn_flt_find(f, &key, tick);
     return e != NULL && (e->bits & TN_FLT_THEIRS) == 0 && e->who == from->index ? e : NULL;
 }
@@ -8644,11 +8646,11 @@ static bool tn_flt_any_flow(const tn_flt *f, const tailnet_flow *flow, const tn_
 {
     tn_flt_flow key;
     unsigned    i;
-    tn_flt_key(&key, &flow->src, &flow->dst, 0);
+    tn_flt_key(&key, flow);
     for (i = 0; i < f->flow_max; i++) {
         const tn_flt_flow *e = &f->flow[i];
         if ((e->bits & TN_FLT_THEIRS) == 0 && e->who == from->index &&
-            tn_flt_same_ends(e, &key) && tn_flt_lives(e, tick))
+            tn_flt_same(e, &key, TN_FLT_ENDS, tick))
             return true;
     }
     return false;
@@ -8661,7 +8663,7 @@ static void tn_flt_note_in(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer *
 {
     tn_flt_flow  key;
     tn_flt_flow *e;
-    tn_flt_key(&key, &p->flow.src, &p->flow.dst, p->flow.protocol);
+    tn_flt_key(&key, &p->flow);
     e = tn_flt_find(f, &key, tick);
     if (e != NULL) {
         if ((e->bits & TN_FLT_THEIRS) != 0) tn_flt_touch(e, 0, tick);
@@ -8678,13 +8680,13 @@ static void tn_flt_note_out(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer 
 {
     unsigned     protocol = p->flow.protocol;
     bool         syn      = (p->tcp_flags & (TN_IP_SYN | TN_IP_ACK)) == TN_IP_SYN;
+    tailnet_flow back;
     tn_flt_flow  key;
     tn_flt_flow *e;
 
-    if (protocol != TN_IP_TCP && protocol != TN_IP_UDP && protocol != TN_IP_SCTP &&
-        p->icmp != TN_IP_ECHO_REQUEST)
-        return;
-    tn_flt_key(&key, &p->flow.dst, &p->flow.src, protocol);
+    if (!tn_flt_has_ports(protocol) && p->icmp != TN_IP_ECHO_REQUEST) return;
+    tn_flt_turn(&back, &p->flow);
+    tn_flt_key(&key, &back);
     e = tn_flt_find(f, &key, tick);
     if (e != NULL) {
         e->who = to->index;                 /* another router may lead there now  */
@@ -8730,12 +8732,8 @@ static bool tn_flt_error_is_ours(tn_flt *f, const tn_ip_packet *p, const tn_flt_
     tailnet_flow back;
 
     if (p->quoted.src.family == 0 || !tn_ip_same(&p->quoted.src, &p->flow.dst)) return false;
-    if (tn_flt_ours(f, &p->quoted.dst, &p->quoted.src, p->quoted.protocol, from, tick) != NULL)
-        return true;
-    back.src      = p->quoted.dst;
-    back.dst      = p->quoted.src;
-    back.protocol = p->quoted.protocol;
-    return tn_flt_lets(f, &back, from);     /* whose capabilities let it ping anyway */
+    tn_flt_turn(&back, &p->quoted);         /* whose capabilities let it ping anyway */
+    return tn_flt_ours(f, &back, from, tick) != NULL || tn_flt_lets(f, &back, from);
 }
 
 /* Does this packet answer a flow that we began? Keeps the flow if it is TCP:
@@ -8748,12 +8746,10 @@ static bool tn_flt_answers(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer *
 
     if (protocol == TN_IP_FRAGMENT) return tn_flt_any_flow(f, &p->flow, from, tick);
     if (p->icmp == TN_IP_ICMP_ERROR) return tn_flt_error_is_ours(f, p, from, tick);
-    if (protocol != TN_IP_TCP && protocol != TN_IP_UDP && protocol != TN_IP_SCTP &&
-        p->icmp != TN_IP_ECHO_REPLY)
-        return false;
+    if (!tn_flt_has_ports(protocol) && p->icmp != TN_IP_ECHO_REPLY) return false;
     if (protocol == TN_IP_TCP && (p->tcp_flags & (TN_IP_SYN | TN_IP_ACK)) == TN_IP_SYN)
         return false;
-    e = tn_flt_ours(f, &p->flow.src, &p->flow.dst, protocol, from, tick);
+    e = tn_flt_ours(f, &p->flow, from, tick);
     if (e == NULL) return false;
     if (protocol == TN_IP_TCP) {
         e->bits |= TN_FLT_OPEN;
@@ -8898,18 +8894,18 @@ static uint16_t tn_flt_busy(const tn_flt *f)
  * use). "base" is always 0. */
 static uint8_t tn_flt_set_find(tn_flt *f, const char *name, size_t len, bool make)
 {
-    uint64_t h = tn_flt_hash(name, len);
-    unsigned i, busy;
+    uint64_t h    = tn_flt_hash(name, len);
+    uint16_t busy = tn_flt_busy(f);
+    unsigned i, spare = TN_FLT_LOST;
+
     if (tn_is(name, len, "base")) return 0;
-    busy = tn_flt_busy(f);
-    for (i = 1; i < TN_FLT_SETS; i++)
-        if ((busy & tn_flt_bit(i)) != 0 && f->set_name[i] == h) return (uint8_t)i;
-    for (i = 1; i < TN_FLT_SETS && make; i++) {
-        if ((busy & tn_flt_bit(i)) != 0) continue;
-        f->set_name[i] = h;
-        return (uint8_t)i;
+    for (i = TN_FLT_SETS; --i != 0;) {
+        if ((busy & tn_flt_bit(i)) == 0) spare = i;
+        else if (f->set_name[i] == h) return (uint8_t)i;
     }
-    return TN_FLT_LOST;
+    if (!make || spare == TN_FLT_LOST) return TN_FLT_LOST;
+    f->set_name[spare] = h;
+    return (uint8_t)spare;
 }
 
 /* A message with filter members begins, in which lists that are not named stay
@@ -8942,33 +8938,36 @@ static void tn_flt_base(tn_flt *f)
     tn_flt_remove(f, 1);
 }
 
+/* The list of a name, which is empty from here on and which this message names. */
+static uint8_t tn_flt_set_clear(tn_flt *f, const char *name, size_t len, bool make)
+{
+    uint8_t set = tn_flt_set_find(f, name, len, make);
+    if (set == TN_FLT_LOST) return set;
+    f->named |= tn_flt_bit(set);
+    tn_flt_remove(f, tn_flt_bit(set));
+    return set;
+}
+
 /* A named array of PacketFilters begins. An array named "*" means nothing. */
 static void tn_flt_set(tn_flt *f, const char *name, size_t len)
 {
     f->set = TN_FLT_NOWHERE;
     if (!f->open || tn_is(name, len, "*")) return;
-    f->set = tn_flt_set_find(f, name, len, true);
-    if (f->set == TN_FLT_LOST) return;
-    f->named |= tn_flt_bit(f->set);
-    tn_flt_remove(f, tn_flt_bit(f->set));
+    f->set = tn_flt_set_clear(f, name, len, true);
 }
 
 /* A name with null in PacketFilters: the list goes; with "*" all go that this
  * message does not name itself. */
 static void tn_flt_set_drop(tn_flt *f, const char *name, size_t len)
 {
-    unsigned set;
     f->set = TN_FLT_NOWHERE;
     if (!f->open) return;
     if (tn_is(name, len, "*")) {
         f->star = true;
         tn_flt_remove(f, (uint16_t)~(unsigned)f->named);
-        return;
+    } else {
+        (void)tn_flt_set_clear(f, name, len, false);
     }
-    set = tn_flt_set_find(f, name, len, false);
-    if (set == TN_FLT_LOST) return;
-    f->named |= tn_flt_bit(set);
-    tn_flt_remove(f, tn_flt_bit(set));
 }
 
 /* What a rule without an end has left behind is forgotten. */
@@ -9003,39 +9002,31 @@ static tn_flt_range *tn_flt_only(tn_flt *f, unsigned kind)
     return tn_flt_push(f, kind);
 }
 
-/* "10.0.0.0/8", whose host bits must be zero. */
-static bool tn_flt_cidr(tn_flt_range *r, const char *text, size_t slash, size_t len)
-{
-    tailnet_prefix p;
-    tailnet_addr   ip;
-    uint8_t        mask[16];
-    unsigned       i, n;
-
-    if (len - slash > 2 && text[slash + 1] == '0') return false;
-    if (!tn_prefix_parse(&p, text, len) || !tn_ip_parse(&ip, text, slash)) return false;
-    n = tn_ip_len(p.family);
-    if (memcmp(p.ip, ip.ip, n) != 0) return false;
-    memset(mask, 0xff, n);
-    tn_ip_mask(mask, n, p.bits);
-    r->family = p.family;
-    memcpy(r->at, p.ip, n);
-    for (i = 0; i < n; i++) r->at[16 + i] = (uint8_t)(p.ip[i] | (0xffu & ~(unsigned)mask[i]));
-    return true;
-}
-
-/* "*", CIDR, "first-last" or an address, into r->at and family. */
+/* "*", an address, "first-last", or CIDR, whose host bits must be zero. Into r->at and
+ * family; false leaves them undefined. */
 static bool tn_flt_text(tn_flt_range *r, const char *text, size_t len)
 {
+    size_t       at = 0, rest;
+    uint64_t     bits;
     tailnet_addr first, last;
-    size_t       at;
 
     if (tn_is(text, len, "*")) return true;
-    for (at = 0; at < len && text[at] != '/'; at++) {}
-    if (at < len) return tn_flt_cidr(r, text, at, len);
-    for (at = 0; at < len && text[at] != '-'; at++) {}
+    while (at < len && text[at] != '/' && text[at] != '-') at++;
     if (!tn_ip_parse(&first, text, at)) return false;
     last = first;
-    if (at < len && !tn_ip_parse(&last, text + at + 1, len - at - 1)) return false;
+    rest = at < len ? len - at - 1 : 0;     /* what stands behind the sign        */
+    if (at < len && text[at] == '-') {
+        if (!tn_ip_parse(&last, text + at + 1, rest)) return false;
+    } else if (at < len) {
+        unsigned most = 8 * tn_ip_len(first.family), i;
+        if (rest > 1 && text[at + 1] == '0') return false;
+        if (!tn_dec_parse(text + at + 1, rest, most, &bits)) return false;
+        for (i = (unsigned)bits; i < most; i++) {
+            unsigned bit = 0x80u >> i % 8;
+            if ((last.ip[i / 8] & bit) != 0) return false;
+            last.ip[i / 8] = (uint8_t)(last.ip[i / 8] | bit);
+        }
+    }
     if (last.family != first.family || memcmp(first.ip, last.ip, 16) > 0) return false;
     r->family = first.family;
     memcpy(r->at, first.ip, 16);
@@ -9073,10 +9064,8 @@ static void tn_flt_put(tn_flt *f, const tn_flt_range *neu)
     }
     r = tn_flt_push(f, neu->kind);
     if (r == NULL) return;
-    memcpy(r->at, neu->at, sizeof r->at);
-    r->family     = neu->family;
-    r->port_first = neu->port_first;
-    r->port_last  = neu->port_last;
+    *r     = *neu;
+    r->set = f->set;
 }
 
 static void tn_flt_skip_text(tn_flt *f)
@@ -9084,40 +9073,42 @@ static void tn_flt_skip_text(tn_flt *f)
     if (f->texts_skipped != 65535u) f->texts_skipped++;
 }
 
-/* One of SrcIPs. A text that means nothing is skipped: the rule gets narrower. */
+/* An address text of the open rule. One that means nothing is skipped: the rule gets
+ * narrower. */
+static void tn_flt_add_text(tn_flt *f, unsigned kind, const char *text, size_t len,
+                            uint16_t first, uint16_t last)
+{
+    tn_flt_range r;
+    memset(&r, 0, sizeof r);
+    r.kind       = (uint8_t)kind;
+    r.port_first = first;
+    r.port_last  = last;
+    if (f->set >= TN_FLT_SETS) return;
+    if (tn_flt_text(&r, text, len)) tn_flt_put(f, &r);
+    else tn_flt_skip_text(f);
+}
+
+/* One of SrcIPs, which may be a capability. */
 static void tn_flt_src(tn_flt *f, const char *text, size_t len)
 {
-    tn_flt_range  r;
     tn_flt_range *caps;
     uint32_t      bit;
 
-    if (f->set >= TN_FLT_SETS) return;
-    memset(&r, 0, sizeof r);
-    r.kind = TN_FLT_SRC;
-    if (tn_begins(text, len, "cap:")) {
-        if (len == 4) return;
-        bit = tn_flt_cap_make(f, text + 4, len - 4);
-        if (bit == 0) tn_flt_skip_text(f);
-        caps = bit == 0 ? NULL : tn_flt_only(f, TN_FLT_CAP);
-        if (caps != NULL) tn_put_u32be(caps->at, tn_get_u32be(caps->at) | bit);
-    } else if (tn_flt_text(&r, text, len)) {
-        tn_flt_put(f, &r);
-    } else {
-        tn_flt_skip_text(f);
+    if (!tn_begins(text, len, "cap:")) {
+        tn_flt_add_text(f, TN_FLT_SRC, text, len, 0, 0);
+        return;
     }
+    if (f->set >= TN_FLT_SETS || len == 4) return;
+    bit = tn_flt_cap_make(f, text + 4, len - 4);
+    if (bit == 0) tn_flt_skip_text(f);
+    caps = bit == 0 ? NULL : tn_flt_only(f, TN_FLT_CAP);
+    if (caps != NULL) tn_put_u32be(caps->at, tn_get_u32be(caps->at) | bit);
 }
 
-/* One of DstPorts. Capabilities and texts that mean nothing are skipped. */
+/* One of DstPorts. Capabilities count as texts that mean nothing. */
 static void tn_flt_dst(tn_flt *f, const char *text, size_t len, uint16_t first, uint16_t last)
 {
-    tn_flt_range r;
-    if (f->set >= TN_FLT_SETS) return;
-    memset(&r, 0, sizeof r);
-    r.kind       = TN_FLT_DST;
-    r.port_first = first;
-    r.port_last  = last;
-    if (tn_flt_text(&r, text, len)) tn_flt_put(f, &r);
-    else tn_flt_skip_text(f);
+    tn_flt_add_text(f, TN_FLT_DST, text, len, first, last);
 }
 
 /* One of IPProto. Numbers that are none still replace the default list. */
@@ -9141,17 +9132,11 @@ static void tn_flt_rule_skip(tn_flt *f) { f->rule_lost = true; }
 /* The open rule is complete. It is kept if it can match anything. */
 static void tn_flt_rule_end(tn_flt *f)
 {
-    bool     src = false, dst = false;
-    unsigned i;
-
-    for (i = f->rule_at; i < f->next.used; i++) {
-        unsigned kind = f->next.range[i].kind;
-        src = src || kind == TN_FLT_SRC || kind == TN_FLT_CAP;
-        dst = dst || kind == TN_FLT_DST;
-    }
+    unsigned i, have = TN_FLT_PROTO;
+    for (i = f->rule_at; i < f->next.used; i++) have |= f->next.range[i].kind & TN_FLT_ALL;
     if (f->rule_lost || f->set == TN_FLT_LOST) {
         if (f->set != TN_FLT_NOWHERE && f->rules_dropped != 65535u) f->rules_dropped++;
-    } else if (src && dst) {
+    } else if (have == TN_FLT_ALL) {
         f->next.range[f->rule_at].head = 1;
         f->rule_at = f->next.used;
     }
@@ -9455,15 +9440,14 @@ static void tn_dns_wr_record(tn_wr *w, size_t at, unsigned type, unsigned ttl, s
  * (RFC 6303 section 3); the last is how long a no may be believed. */
 static void tn_dns_wr_soa(tn_wr *w, size_t at)
 {
-    static const char nobody[] = "nobody.invalid";
-    tn_dns_wr_record(w, at, TN_DNS_SOA, TN_DNS_TTL_NO, 2 + sizeof nobody + 1 + 20);
+    static const uint8_t rest[] = {
+        6, 'n', 'o', 'b', 'o', 'd', 'y', 7, 'i', 'n', 'v', 'a', 'l', 'i', 'd', 0,
+        0, 0, 0, 1,  0, 0, 0x0e, 0x10,  0, 0, 0x04, 0xb0,   /* 1, 1 h, 20 min     */
+        0, 0x09, 0x3a, 0x80,  0, 0, 0, TN_DNS_TTL_NO        /* 7 days, the no     */
+    };
+    tn_dns_wr_record(w, at, TN_DNS_SOA, TN_DNS_TTL_NO, 2 + sizeof rest);
     tn_wr_u16be(w, 0xc000u | (unsigned)at);
-    tn_dns_wr_name(w, nobody);
-    tn_wr_u32be(w, 1);
-    tn_wr_u32be(w, 3600);
-    tn_wr_u32be(w, 1200);
-    tn_wr_u32be(w, (uint32_t)604800ul);
-    tn_wr_u32be(w, TN_DNS_TTL_NO);
+    tn_wr_bytes(w, rest, sizeof rest);
 }
 
 /* The whole answer into an empty cursor of TN_DNS_ANSWER_MAX bytes. */
@@ -11288,7 +11272,7 @@ enum {
     TN_MAP_SCORES      = 8,
     TN_MAP_TEXT        = 168,               /* URL of a ping, and whatever is shorter */
     TN_MAP_MORE        = 80,
-    TN_MAP_PING_BODY   = 256,
+    TN_MAP_PING_BODY   = 160,
     TN_MAP_RECENT_S    = 540,               /* in use: WireGuard's zero-key time      */
     TN_MAP_LOST_S      = 600
 };
@@ -13041,7 +13025,7 @@ static void tn_map_self_end(tn_map *m)
     memcpy(&was, s, sizeof was);
     s->id        = w->peer.id;
     s->expiry_ms = w->peer.expiry_ms;
-    memcpy(s->key, w->peer.key, 32);
+    tn_copy_key(s->key, w->peer.key);
     (void)tn_map_addr(&w->peer, 4, &s->ip4);
     (void)tn_map_addr(&w->peer, 6, &s->ip6);
     s->authorized = (w->peer.flags & TN_MAP_AUTHORIZED) != 0;
@@ -14279,7 +14263,7 @@ static void tn_relay_forget_peer(tn_relay *r, size_t peer)
 enum {
     TN_CTL_RECORD_MAX = TN_NZ_RECORD_MAX,
     TN_CTL_OUT_MAX    = TAILNET_TLS_OUT < TN_NZ_TEXT_MAX ? TAILNET_TLS_OUT : TN_NZ_TEXT_MAX,
-    TN_CTL_TEXT_MAX   = 160,                /* of a refusal, kept for the user      */
+    TN_CTL_TEXT_MAX   = 128,                /* of a refusal, kept for the user      */
     TN_CTL_URL_MAX    = 200,                /* login URL with its end               */
     TN_CTL_HOST_MAX   = 96,                 /* host name with its end               */
     TN_CTL_STREAMS    = 4
@@ -14981,7 +14965,7 @@ static void tn_ctl_judge_key(tn_ctl *c, tn_ctl_world *x, const uint8_t key[32])
         c->slow = true;
         tn_ctl_fail(c, x, TAILNET_ERR_FORGED, "key", 0);
     } else {
-        memcpy(c->server_key, key, 32);
+        tn_copy_key(c->server_key, key);
         tn_ctl_have_key(c, x);
     }
 }
@@ -15060,7 +15044,7 @@ static void tn_ctl_upgrade_failed(tn_ctl *c, tn_ctl_world *x, tailnet_result why
 static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
 {
     if (x->keys->has_trying) tn_cr_x25519_base(c->asker, x->keys->trying);
-    else                     memcpy(c->asker, x->node_public, 32);
+    else                     tn_copy_key(c->asker, x->node_public);
     memset(&c->answer, 0, sizeof c->answer);
     tn_ctl_enter(c, c->url_len != 0 ? TN_CTL_FOLLOWUP : TN_CTL_REGISTER,
                  c->url_len != 0 ? TN_NEVER : x->rim->now_ms + TN_CTL_REGISTER_MS);
@@ -15243,10 +15227,10 @@ static void tn_ctl_registered(tn_ctl *c, tn_ctl_world *x)
 {
     if (x->keys->has_trying) {
         tn_key_state_took(x->keys);
-        memcpy(x->node_public, c->asker, 32);   /* the next request names it already */
+        tn_copy_key(x->node_public, c->asker);   /* the next request names it already */
         c->news |= TN_CTL_NEWS_KEY;
     }
-    memcpy(x->keys->server, c->server_key, 32);
+    tn_copy_key(x->keys->server, c->server_key);
     x->keys->has_server = true;
     if (c->url_len != 0) c->news |= TN_CTL_NEWS_LOGIN;
     c->url_len = 0;
@@ -15770,7 +15754,7 @@ static bool tn_ctl_init(tn_ctl *c, const tailnet_desc *d, const tn_key_state *ke
     memset(c, 0, sizeof *c);
     c->deadline_ms = c->aux_deadline_ms = c->lite_deadline_ms = c->ping_deadline_ms = TN_NEVER;
     if (keys->has_server) {
-        memcpy(c->server_key, keys->server, 32);
+        tn_copy_key(c->server_key, keys->server);
         c->key_known = true;
     }
     if (d->control_key != NULL) {
@@ -15996,7 +15980,7 @@ enum {
     TN_NODE_AGENDA      = 4,
     TN_NODE_AGENDA_DISCO = 2,               /* of these, at most for disco        */
     TN_NODE_STEPS       = 48,               /* of control in one poll             */
-    TN_NODE_DISCO_KEYS  = 4,
+    TN_NODE_DISCO_KEYS  = 3,
     TN_NODE_ANSWERS     = 10,               /* to one peer in a second            */
     TN_NODE_HELD_MS     = 90000             /* a packet waits for its peer        */
 };
@@ -16075,13 +16059,13 @@ struct tailnet_node {
     bool            key_lent;               /* auth_key is of tailnet_login       */
     bool            relay_again;            /* connect anew once all links are down */
     bool            worked;                 /* this poll had its public-key work  */
-    bool            own_turn;               /* our handshakes before those that came */
     uint8_t         disco_turn;             /* round robin over disco keys        */
     uint8_t         agenda_turn;            /* and over the agenda                */
+    bool            own_turn;               /* our handshakes before those that came */
     uint16_t        turn;                   /* and over sessions                  */
     uint16_t        relay_slots;
     uint32_t        events;
-    tn_rim          rim;
+    uint32_t        staged_size;            /* bytes of one staged packet's place */
     tn_session     *sessions;
     tn_node_relay  *relays;
     tn_staged      *staged;
@@ -16091,10 +16075,10 @@ struct tailnet_node {
     uint64_t       *seen;                   /* per peer: its greatest stamp       */
     tn_flt_range   *ranges;
     tn_flt_flow    *flows;
-    uint32_t        staged_size;            /* bytes of one staged packet's place */
     uint64_t        expiry_at_ms;           /* when somebody's key expires        */
     uint64_t        disco_full_ms;          /* bucket of disco keys to compute    */
     uint64_t        server_unix_ms, server_at_ms;   /* its clock, and when it said so */
+    tn_rim          rim;
     tailnet_stats   stats;
     tn_links        links;
     tn_relay        relay;
@@ -16108,7 +16092,7 @@ struct tailnet_node {
     tn_flt          flt;
     tn_disco_key    disco[TN_NODE_DISCO_KEYS];
     tn_agenda       agenda[TN_NODE_AGENDA];
-    tailnet_crypt   work[TAILNET_BATCH], opened[TAILNET_BATCH];
+    tailnet_crypt   work[TAILNET_BATCH];
     tn_piece        pieces[TAILNET_BATCH];
     tn_map          map;
     tn_ctl          ctl;
@@ -16441,12 +16425,12 @@ static void tn_node_answer(tailnet_node *n, const tn_origin *to, uint8_t *data, 
 /* ---- plaintext out: seal in runs ---- */
 
 /* Does the work list: by the caller's hook, or here. */
-static void tn_node_crypt(tailnet_node *n, size_t count)
+static void tn_node_crypt(tailnet_node *n, tailnet_crypt *work, size_t count)
 {
     size_t i;
-    if (count == 0 || tn_rim_crypt(&n->rim, n->work, count)) return;
+    if (count == 0 || tn_rim_crypt(&n->rim, work, count)) return;
     for (i = 0; i < count; i++) {
-        tailnet_crypt *w = &n->work[i];
+        tailnet_crypt *w = &work[i];
         uint8_t        nonce[12];
         tn_wr          out;
         tn_wr_over(&out, nonce, sizeof nonce);
@@ -16465,11 +16449,12 @@ static tailnet_result tn_node_seal_one(tailnet_node *n, tn_session *s, uint8_t *
                                        size_t len)
 {
     tailnet_buf   pkt;
-    tn_wg_verdict v =
-        tn_wg_seal_begin(&s->wg, datagram, len, n->desc.mtu, n->rim.now_ms, &n->work[0]);
+    tailnet_crypt work;                     /* not the list: an answer may go out while   */
+    tn_wg_verdict v =                       /* the list holds what came in                */
+        tn_wg_seal_begin(&s->wg, datagram, len, n->desc.mtu, n->rim.now_ms, &work);
     if (v != TN_WG_OK) return TAILNET_ERR_AGAIN;
-    tn_node_crypt(n, 1);
-    tn_node_buf(&pkt, datagram, n->work[0].len + TN_WG_OVERHEAD);
+    tn_node_crypt(n, &work, 1);
+    tn_node_buf(&pkt, datagram, work.len + TN_WG_OVERHEAD);
     return tn_node_send(n, s, &pkt, 1, len == 0);
 }
 
@@ -16857,7 +16842,7 @@ static tailnet_result tn_node_send_run(tailnet_node *n, tn_run *run, tailnet_buf
     tailnet_result r = TAILNET_OK;
     size_t         i;
     if (run->count != 0) {
-        tn_node_crypt(n, run->count);
+        tn_node_crypt(n, n->work, run->count);
         for (i = 0; i < run->count; i++) pkts[run->first + i].len = n->work[i].len + TN_WG_OVERHEAD;
         r = tn_node_send(n, run->session, pkts + run->first, run->count, false);
     }
@@ -17115,7 +17100,7 @@ static tailnet_result tn_node_deliver(tailnet_node *n, tailnet_buf *pkts, size_t
     for (i = 0; i < count; i++) {
         size_t      at = n->pieces[i].at;
         tn_session *s  = &n->sessions[n->pieces[i].session];
-        bool        ok = tn_node_accept(n, s, &pkts[at], &n->opened[i], from);
+        bool        ok = tn_node_accept(n, s, &pkts[at], &n->work[i], from);
         if (!ok && first == TAILNET_OK) first = TAILNET_ERR_FORGED;
         if (ok) ok = tn_node_judge(n, s, &pkts[at]);
         if (ok && run != 0 && begin + run == at) {
@@ -17130,14 +17115,12 @@ static tailnet_result tn_node_deliver(tailnet_node *n, tailnet_buf *pkts, size_t
     return first;
 }
 
-/* Opens what is in the list. The answers of one packet must not disturb the
- * list of the others, so it moves aside first. */
+/* Opens what is in the list. */
 static tailnet_result tn_node_open_run(tailnet_node *n, tailnet_buf *pkts, size_t count,
                                        const tn_origin *from)
 {
     if (count == 0) return TAILNET_OK;
-    tn_node_crypt(n, count);
-    memcpy(n->opened, n->work, count * sizeof n->work[0]);
+    tn_node_crypt(n, n->work, count);
     return tn_node_deliver(n, pkts, count, from);
 }
 
@@ -17195,7 +17178,7 @@ static tailnet_result tn_node_keep_handshake(tailnet_node *n, const uint8_t *msg
         if (s == NULL || !tn_wg_is_pending(&s->wg, tn_wg_receiver(msg, len)))
             return TAILNET_ERR_FORGED;
     }
-    if (from->relay) memcpy(who, from->key, 32);
+    if (from->relay) tn_copy_key(who, from->key);
     else             who_len = tn_wg_from_addr(who, &from->addr);
     a = tn_wg_admit(&n->wg, msg, len, who, who_len, n->rim.now_ms);
     if (a == TN_WG_ANSWER_COOKIE) {
@@ -17225,7 +17208,7 @@ static tn_disco_key *tn_node_disco_make(tailnet_node *n, const uint8_t peer[32])
     tn_disco_key *k = tn_node_disco_key(n, peer);
     if (k != NULL) return k;
     k = &n->disco[n->disco_turn++ % TN_NODE_DISCO_KEYS];
-    memcpy(k->peer, peer, 32);
+    tn_copy_key(k->peer, peer);
     k->known = tn_cr_box_key(k->shared, n->disco_private, peer);
     return k->known ? k : NULL;
 }
@@ -17520,7 +17503,7 @@ static void tn_node_relay_packet(tailnet_node *n, unsigned slot, const tn_derp_e
     memset(&from, 0, sizeof from);
     from.relay = true;
     from.slot  = (uint8_t)slot;
-    memcpy(from.key, ev->key, 32);
+    tn_copy_key(from.key, ev->key);
     tn_node_buf(&pkt, ev->data, ev->len);
     (void)tn_node_input(n, &pkt, 1, &from);
 }
@@ -17711,7 +17694,7 @@ static void tn_node_describe(const tailnet_node *n, const tn_map_peer *p, uint16
     out->domain = tn_map_domain(&n->map, p);
     out->id     = p->id;
     out->user   = p->user;
-    memcpy(out->key, p->key, 32);
+    tn_copy_key(out->key, p->key);
     out->flags              = p->flags & 0xffu;
     out->region             = p->region;
     out->key_expiry_unix_ms = p->expiry_ms;
@@ -17864,7 +17847,7 @@ static void tn_node_world(tailnet_node *n, tn_ctl_world *x)
     x->desc             = &n->desc;
     x->tls_free         = n->desc.tls_by_caller || n->desc.max_tls > 1;
     x->wish.home_region = tn_relay_report(&n->relay);
-    memcpy(x->wish.disco, n->disco_public, 32);
+    tn_copy_key(x->wish.disco, n->disco_public);
 }
 
 /* Our node key is another one: no session may go on under the old one, and the
@@ -18590,7 +18573,7 @@ TAILNET_API bool tailnet_get_self(const tailnet_node *node, tailnet_self *out)
     if (node == NULL || out == NULL) return false;
     memset(out, 0, sizeof *out);
     out->name = "";
-    memcpy(out->key, node->node_public, 32);
+    tn_copy_key(out->key, node->node_public);
     out->home_region = node->relay.home;
     out->control_up  = tn_ctl_is_up(&node->ctl);
     if (!node->map.has_self) return false;
