@@ -242,7 +242,9 @@
 #define TAILNET_CAPABILITY_VERSION 138u         /* the default of desc.capability_version */
 
 #ifndef TAILNET_API
-#  ifdef TAILNET_STATIC
+#  if defined(TAILNET_STATIC) && (defined(__GNUC__) || defined(__clang__))
+#    define TAILNET_API static __attribute__((unused))
+#  elif defined(TAILNET_STATIC)
 #    define TAILNET_API static
 #  else
 #    define TAILNET_API extern
@@ -565,7 +567,7 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
  *     static TAILNET_MEMORY(memory, 16, 4, 2, 1);
  *     desc.memory = &memory; desc.memory_size = sizeof memory; */
 #define TAILNET_MEMORY_SIZE(peers, sessions, links, tls)                              \
-    (20536ul + TAILNET_MEMORY_HOST * 1720ul + TAILNET_MEMORY_WIDE * 4920ul +          \
+    (20232ul + TAILNET_MEMORY_HOST * 1840ul + TAILNET_MEMORY_WIDE * 2968ul +          \
      (peers) * (207ul + TAILNET_MEMORY_HOST * 36ul + TAILNET_MEMORY_WIDE * 4ul) +     \
      (sessions) * (969ul + TAILNET_MEMORY_WIDE * 8ul) +                               \
      (links) * (2104ul + TAILNET_MEMORY_HOST * 16ul + TAILNET_MEMORY_WIDE * 32ul) +   \
@@ -12936,7 +12938,7 @@ static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, cons
     size_t            len = v->len;
     uint64_t          n;
     switch (value) {
-    case TN_MAP_V_ID:   p->id = (uint64_t)v->n; break;
+    case TN_MAP_V_ID:   p->id = v->n == -1 ? 0 : (uint64_t)v->n; break;     /* -1: unreadable */
     case TN_MAP_V_USER: p->user = (uint64_t)v->n; break;
     case TN_MAP_V_REGION:
         if (v->low16 <= 0) return false;
@@ -12983,7 +12985,7 @@ static bool tn_map_node_end(tn_map *m)
     uint32_t          flags = p->flags;
     uint16_t          n = w->prefix_count;
     bool own_only = !TN_MAP_HAS(m, ALLOWED) || (flags & TN_MAP_UNSIGNED) != 0;
-    if ((int64_t)p->id <= 0 || !TN_MAP_HAS(m, KEY)) return false;
+    if (p->id == 0 || !TN_MAP_HAS(m, KEY)) return false;
     if (p->region == 0) p->region = w->legacy_region;
     if (own_only) flags &= ~(uint32_t)(TN_MAP_EXIT4 | TN_MAP_EXIT6);
     for (w->prefix_count = 0; n != 0; n--, at++) {
@@ -14263,8 +14265,8 @@ static void tn_relay_forget_peer(tn_relay *r, size_t peer)
 enum {
     TN_CTL_RECORD_MAX = TN_NZ_RECORD_MAX,
     TN_CTL_OUT_MAX    = TAILNET_TLS_OUT < TN_NZ_TEXT_MAX ? TAILNET_TLS_OUT : TN_NZ_TEXT_MAX,
-    TN_CTL_TEXT_MAX   = 128,                /* of a refusal, kept for the user      */
-    TN_CTL_URL_MAX    = 200,                /* login URL with its end               */
+    TN_CTL_TEXT_MAX   = 120,                /* of a refusal, kept for the user      */
+    TN_CTL_URL_MAX    = 192,                /* login URL with its end               */
     TN_CTL_HOST_MAX   = 96,                 /* host name with its end               */
     TN_CTL_STREAMS    = 4
 };
