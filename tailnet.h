@@ -74,7 +74,8 @@
  *    tailnet_wait_ms says.
  *  - A negative result of a packet call is loss, as on any network; only
  *    TAILNET_ERR_AGAIN is worth waiting for (the stream to the relay is full:
- *    keep the packet, stop reading, go on after tailnet_tcp_writable).
+ *    keep the packet, stop reading, go on after tailnet_tcp_writable). While the
+ *    node is not RUNNING every packet is refused with it.
  *  - tcp_open that returns nonzero has left nothing open. One that returned 0 is
  *    matched by exactly one tcp_close, always from tailnet_poll or tailnet_wipe.
  *  - Strings and arrays of the desc must stay until tailnet_wipe; the desc itself
@@ -176,8 +177,9 @@
  * 9. TIME IN ONE CALL
  *
  * Inputs do symmetric work only. tailnet_poll does at most one handshake message
- * (up to five X25519) or one step of a TLS handshake, then reports deadline 0 if
- * more waits. The longest step is a certificate signature: 12 (or, with
+ * (up to five X25519), one relay login (one) or one step of a TLS handshake, then
+ * reports deadline 0 if more waits; opening the control channel (up to four) may
+ * fall into the same poll. The longest step is a certificate signature: 12 (or, with
  * TAILNET_SLOW_MULTIPLY, 23) million instructions on a Cortex-M; let a watchdog
  * allow for it.
  *
@@ -207,8 +209,10 @@
  * goes through relays), port mapping, peer relays, Tailnet Lock (a node whose key
  * has to be signed is refused with TAILNET_ERR_UNSUPPORTED; signatures of peers are
  * not checked), being reached as subnet router beyond the filter, Taildrop, SSH,
- * Funnel. TLS is 1.2; a control server behind a proxy that insists on 1.3 cannot be
- * reached.
+ * Funnel. The addresses of tailnet_set_network are not used before there are direct
+ * paths. A page that the server asks to be visited needs a link of its own: with
+ * max_links 2 and a relay it is not visited. TLS is 1.2; a control server behind a
+ * proxy that insists on 1.3 cannot be reached.
  *
  * 12. WHEN IT DOES NOT WORK
  *
@@ -223,6 +227,7 @@
  *   "noise"    ERR_FORGED    0             the server has another key than we were told
  *   "control"  ERR_CONTROL   200           refused; problem.text has the server's words
  *              ERR_UNSUPPORTED             it speaks only with newer or older clients
+ *              ERR_TOO_BIG                 its login URL is too long to be kept
  *   "link"     ERR_NETWORK, ERR_TIMEOUT    no connection
  *              ERR_UNSUPPORTED             control wants TLS: max_tls has to be 2
  *   "relay"    ERR_TLS       as above      of the relay's certificate
@@ -13141,7 +13146,7 @@ static void tn_map_dns_route_begin(tn_map *m, const tn_js *js)
 /* The entry a delta is about; deltas beside a full list do not count. */
 static bool tn_map_delta(const tn_map *m, int64_t id, uint16_t *index)
 {
-    return !m->listed && id > 0 && tn_map_by_id(m, (uint64_t)id, index);
+    return !m->listed && id != 0 && tn_map_by_id(m, (uint64_t)id, index);
 }
 
 static void tn_map_online(tn_map *m, const tn_map_value *v)
