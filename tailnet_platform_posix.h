@@ -123,7 +123,7 @@ typedef struct tailnet_posix_options {
     uint32_t tcp_send_buffer;       /* bytes the kernel may hold of a relay stream: small, */
                                     /*   so that back-pressure is felt; default 262144     */
     uint32_t tcp_not_sent;          /* of these not yet on the wire; default 65536         */
-    uint32_t tcp_rate;              /* bytes a second per connection; 25 MB, UINT32_MAX: any */
+    uint32_t tcp_rate;              /* bytes a second per connection at most; 0: any       */
     uint32_t udp_buffer;            /* bytes of each datagram socket; default 1048576      */
     uint16_t turn_packets;          /* packets from TUN in one turn; default 64            */
     uint16_t hold_ms;               /* a packet waits that long for a full link; 100       */
@@ -1223,7 +1223,7 @@ static void tnp_tcp_options(const tailnet_posix *p, int fd)
     tnp_option(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, (int)p->opt.tcp_not_sent);
 #endif
 #ifdef SO_MAX_PACING_RATE
-    if (p->opt.tcp_rate != UINT32_MAX)
+    if (p->opt.tcp_rate != 0)
         tnp_option(fd, SOL_SOCKET, SO_MAX_PACING_RATE, (int)p->opt.tcp_rate);
 #endif
 #ifdef SO_NOSIGPIPE
@@ -2092,7 +2092,6 @@ static void tnp_defaults(tailnet_posix_options *o)
 {
     if (o->tcp_send_buffer == 0) o->tcp_send_buffer = 262144;
     if (o->tcp_not_sent == 0) o->tcp_not_sent = 65536;
-    if (o->tcp_rate == 0) o->tcp_rate = 25000000;   /* a relay drops what comes in bursts */
     if (o->udp_buffer == 0) o->udp_buffer = 1048576;
     if (o->turn_packets == 0) o->turn_packets = 64;
     if (o->hold_ms == 0) o->hold_ms = 100;
