@@ -191,6 +191,8 @@
  *   TAILNET_NO_DNS         no name service
  *   TAILNET_TLS            TAILNET_TLS_BEARSSL (default) or TAILNET_TLS_NONE
  *   TAILNET_NO_BUILTIN_ANCHORS   without the roots of the hosted service
+ *   TAILNET_SERVER         1: the halves of HTTP/2 and DERP that only a server needs are
+ *                          built too; default 1 on hosts, 0 on devices
  *   TAILNET_SLOW_MULTIPLY  arithmetic for cores without a constant-time multiplier
  *   TAILNET_MAX_NAME       bytes of a peer's name that are kept: 24, hosts 63
  *   TAILNET_MAX_CANDIDATES addresses kept per peer: 8
@@ -14381,7 +14383,7 @@ typedef struct tn_ctl {
     bool            key_known;              /* server_key may be used               */
     bool            proven;                 /* the head of an HTTP/1 answer was read */
     bool            expired_once;           /* NodeKeyExpired in this login already */
-    bool            lite_dirty, pinged, dialled;
+    bool            lite_dirty, pinged;
     bool            refused;                /* cannot go on, see the problem        */
     bool            slow;                   /* the next pause is a long one         */
     bool            early_done, message_open, fed, aux_sent;
