@@ -20,7 +20,7 @@ HEADERS = tailnet.h tailnet_platform_posix.h
 .POSIX:
 .SUFFIXES:
 .PHONY: all check demo test tidy compile unit san arm size fuzz filterdiff interop bench \
-	lint examples deps clean help
+	lint examples deps clean help sim natlab portmap
 
 all: check
 
@@ -77,6 +77,20 @@ interop: ## with headscale, tailscaled and derper on this machine; ARGS="-k name
 	$(Q)$(T)/deps interop
 	$(Q)tests/interop/build
 	$(Q)tests/interop/run.py $(ARGS)
+
+sim: ## whole tailnets in virtual time, from seeds; ARGS="--seed 7 -v"
+	$(Q)$(T)/deps check
+	$(Q)$(T)/sim $(ARGS)
+
+natlab: ## behind real NATs, beside the Go client; ARGS="-k name"
+	$(Q)$(T)/deps interop
+	$(Q)tests/interop/build
+	$(Q)$(MAKE) -s CC=$(CC) V=$(V) build/tailnetd
+	$(Q)tests/natlab/run.py $(ARGS)
+
+portmap: ## with miniupnpd: NAT-PMP, PCP, UPnP
+	$(Q)$(T)/deps interop
+	$(Q)tests/interop/portmap.py
 
 bench: ## join time, memory and relay speed, side by side with tailscaled
 	$(Q)$(T)/deps interop

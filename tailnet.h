@@ -456,8 +456,9 @@ typedef struct tailnet_io {
     int (*random)(void *user, void *dst, size_t size);
 
     /* Send a run of datagrams from the node's UDP socket of that family. Loss
-     * is allowed; nonzero only says that this address cannot be reached at
-     * all from here. Required unless prefs.relay_only. */
+     * is allowed, also of all of them; nonzero only says that this address
+     * cannot be reached from here (EHOSTUNREACH, ENETUNREACH), not that it is
+     * full or forbidden just now. Required unless prefs.relay_only. */
     int (*udp_output)(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t count);
 
     /* Take a run of decrypted IP packets for the application. Required. */
@@ -508,6 +509,8 @@ typedef struct tailnet_prefs {
     bool                  shields_up;   /* nobody may begin to talk to us      */
     bool                  relay_only;   /* never use UDP                       */
     bool                  answer_dns;   /* be the resolver at 100.100.100.100  */
+    bool                  metered;      /* few bytes while idle, slower to be direct */
+    bool                  no_port_map;  /* never ask the gateway for a mapping  */
 } tailnet_prefs;
 
 /* Everything a node needs. Zero every field first: zero means "the default".
@@ -553,6 +556,7 @@ typedef struct tailnet_network {
     const tailnet_addr *addrs;      /* own addresses, each with the port of    */
     size_t              addr_count; /*   the UDP socket of its family          */
     tailnet_addr        gateway;    /* for port mapping; family 0: none        */
+    bool                port_fixed; /* a person chose the port of the sockets  */
     bool                changed;    /* another network: measure all paths anew */
     bool                down;       /* no network: be silent                   */
 } tailnet_network;
@@ -574,13 +578,15 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
  *     static TAILNET_MEMORY(memory, 16, 4, 2, 1);
  *     desc.memory = &memory; desc.memory_size = sizeof memory; */
 #define TAILNET_MEMORY_SIZE(peers, sessions, links, tls)                              \
-    (20232ul + TAILNET_MEMORY_HOST * 1840ul + TAILNET_MEMORY_WIDE * 2968ul +          \
-     (peers) * (207ul + TAILNET_MEMORY_HOST * 36ul + TAILNET_MEMORY_WIDE * 4ul) +     \
-     (sessions) * (969ul + TAILNET_MEMORY_WIDE * 8ul) +                               \
-     (links) * (2104ul + TAILNET_MEMORY_HOST * 16ul + TAILNET_MEMORY_WIDE * 32ul) +   \
-     ((tls) != 0 ? 3476ul + TAILNET_MEMORY_WIDE * 256ul +                             \
-      (tls) * (22300ul + TAILNET_MEMORY_WIDE * 328ul)                                 \
-                 : ((links) - 1) * 4096ul))
+    (21692ul + TAILNET_MEMORY_HOST * 3248ul + TAILNET_MEMORY_WIDE * 3008ul +          \
+     (peers) * (207ul + TAILNET_MEMORY_HOST * 196ul + TAILNET_MEMORY_WIDE * 4ul) +    \
+     (sessions) * (1353ul + TAILNET_MEMORY_HOST * 4ul + TAILNET_MEMORY_WIDE * 12ul) + \
+     (links) * (520ul + TAILNET_MEMORY_HOST * 8ul + TAILNET_MEMORY_WIDE * 32ul) +     \
+     (tls) * (22296ul + TAILNET_MEMORY_WIDE * 328ul) +                                \
+     ((tls) == 0   ? ((links) - 1) * 5672ul                                           \
+      : (tls) == 1 ? ((links) < 4 ? TAILNET_MEMORY_CHECK : ((links) - 1) * 1584ul)    \
+                   : ((links) - 1) * 1584ul + TAILNET_MEMORY_CHECK))
+#define TAILNET_MEMORY_CHECK (3496ul + TAILNET_MEMORY_WIDE * 256ul)
 #define TAILNET_MEMORY_WIDE (sizeof(void *) > 4 ? 1ul : 0ul)
 #if defined(__linux__) || defined(__APPLE__) || defined(_WIN32)
 #  define TAILNET_MEMORY_HOST 1ul       /* longer names; the tests' server      */
@@ -781,6 +787,26 @@ typedef struct tailnet_pong {
 } tailnet_pong;
 TAILNET_API bool tailnet_get_ping(const tailnet_node *node, tailnet_pong *out);
 
+/* What the network looks like from here, by the newest measurement: what
+ * `tailscale netcheck` shows. False before the first. */
+typedef struct tailnet_report {
+    bool         udp, ip4, ip6;     /* STUN answered: at all, of that family   */
+    uint8_t      varies;            /* hard NAT: 0 unknown, 1 no, 2 yes        */
+    uint8_t      port_map;          /* the gateway has NAT-PMP 1, PCP 2, UPnP 4 */
+    tailnet_addr global4, global6;  /* our address as STUN servers see it      */
+    tailnet_addr mapped;            /* by the gateway; family 0: none          */
+    uint16_t     home;              /* relay region, 0: none yet               */
+    uint64_t     age_ms;
+} tailnet_report;
+TAILNET_API bool tailnet_get_report(const tailnet_node *node, tailnet_report *out);
+
+/* A relay region, one by one, until false. Times are rounded up; 0: unknown. */
+typedef struct tailnet_region {
+    uint16_t    region, v4_ms, v6_ms;
+    const char *host;               /* its first relay; valid until the next poll */
+} tailnet_region;
+TAILNET_API bool tailnet_get_region(const tailnet_node *node, size_t index, tailnet_region *out);
+
 /* The newest trouble: what, in which section, and a number that section
  * understands (an HTTP status, a BearSSL code, an alert). */
 typedef struct tailnet_problem {
@@ -792,10 +818,10 @@ typedef struct tailnet_problem {
 } tailnet_problem;
 TAILNET_API bool tailnet_get_problem(const tailnet_node *node, tailnet_problem *out);
 
-/* Counters since init; they wrap. */
+/* Counters since init; they wrap, on small machines at 32 bits. */
 typedef struct tailnet_stats {
-    uint64_t ip_in, ip_out, udp_in, udp_out, relay_in, relay_out;
-    uint64_t dropped_no_room, dropped_no_route, dropped_denied, dropped_forged;
+    unsigned long ip_in, ip_out, udp_in, udp_out, relay_in, relay_out;
+    unsigned long dropped_no_room, dropped_no_route, dropped_denied, dropped_forged;
     uint32_t handshakes, links_opened, maps_read, peers_passed_over;
     uint32_t memory_used, memory_free;
 } tailnet_stats;
@@ -855,6 +881,13 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #  define TN_STATIC_ASSERT(name, x) typedef char tn_assert_##name[(x) ? 1 : -1] TN_MAYBE_UNUSED
 #endif
 
+/* A machine with room, or a device? */
+#if defined(__linux__) || defined(__APPLE__) || defined(_WIN32)
+#  define TN_ON_HOST 1
+#else
+#  define TN_ON_HOST 0
+#endif
+
 /* UDP addresses kept per peer as candidates for a direct path: 1..32. */
 #ifndef TAILNET_MAX_CANDIDATES
 #  define TAILNET_MAX_CANDIDATES 8
@@ -862,7 +895,7 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 
 /* Longest first label of a name that is kept, without its end: 8..63. */
 #ifndef TAILNET_MAX_NAME
-#  if defined(__linux__) || defined(__APPLE__) || defined(_WIN32)
+#  if TN_ON_HOST
 #    define TAILNET_MAX_NAME 63
 #  else
 #    define TAILNET_MAX_NAME 24
@@ -886,11 +919,19 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 /* The server's half of HTTP and DERP, for the tests and examples/selfhost.c: 0 or 1.
  * A device is nobody's server. */
 #ifndef TAILNET_SERVER
-#  if defined(__linux__) || defined(__APPLE__) || defined(_WIN32)
-#    define TAILNET_SERVER 1
-#  else
-#    define TAILNET_SERVER 0
-#  endif
+#  define TAILNET_SERVER TN_ON_HOST
+#endif
+
+/* Answering names of the tailnet, and asking the gateway for a port mapping (NAT-PMP and
+ * PCP; UPnP too): each 0 or 1. A device that wants them says so. */
+#ifndef TAILNET_DNS
+#  define TAILNET_DNS TN_ON_HOST
+#endif
+#ifndef TAILNET_PORTMAP
+#  define TAILNET_PORTMAP TN_ON_HOST
+#endif
+#ifndef TAILNET_UPNP
+#  define TAILNET_UPNP TAILNET_PORTMAP
 #endif
 
 /* Largest plaintext of one TLS record that we send: 512..16384. */
@@ -918,6 +959,11 @@ TN_STATIC_ASSERT(tls_out_limit, TAILNET_TLS_OUT >= 512 && TAILNET_TLS_OUT <= 163
 
 /* A time that never comes. */
 #define TN_NEVER UINT64_MAX
+
+/* How far a relay region is; 0 ms: not measured. region 0: an empty place. */
+typedef struct tn_latency {
+    uint16_t region, v4_ms, v6_ms;
+} tn_latency;
 
 /* Reads forward through left bytes. Running past the end is remembered, gives
  * zeroes from then on, and is checked once, at the end, with tn_rd_ok. */
@@ -2453,6 +2499,7 @@ enum {
     TN_KEY_SUM_LEN       = 32
 };
 #define TN_KEY_STATE_MAGIC 0x544e6b73ul     /* "TNks"                             */
+#define TN_KEY_NUMBER_AT   8u
 
 TN_STATIC_ASSERT(key_state_fits, TN_KEY_STATE_LEN <= TAILNET_STATE_SIZE);
 
@@ -2531,19 +2578,16 @@ static tailnet_result tn_key_state_check(const void *src, size_t len)
                                                                        : TAILNET_ERR_MALFORMED;
 }
 
-/* Takes a blob apart. False when it is damaged, cut, or newer than we are: then
- * everything is zero. */
-static bool tn_key_state_parse(tn_key_state *out, const void *src, size_t len)
+/* Takes an intact blob apart. */
+static void tn_key_state_read(tn_key_state *out, const void *src)
 {
     uint8_t *key = (uint8_t *)out + TN_KEY_KEYS;
     bool    *has = (bool *)out + TN_KEY_HAS / sizeof(bool);
     tn_rd    r;
     unsigned i;
 
-    tn_wipe(out, sizeof *out);
-    if (tn_key_state_check(src, len) != TAILNET_OK) return false;
-    tn_rd_over(&r, src, len);
-    (void)tn_rd_bytes(&r, 8);
+    tn_rd_over(&r, src, TN_KEY_STATE_LEN);
+    (void)tn_rd_bytes(&r, TN_KEY_NUMBER_AT);
     out->number         = tn_rd_u32be(&r);
     (void)tn_rd_u32be(&r);
     out->stamp_unix_ms  = tn_rd_u64be(&r);
@@ -2554,6 +2598,15 @@ static bool tn_key_state_parse(tn_key_state *out, const void *src, size_t len)
         has[i] = !tn_is_zero(key, 32);
     }
     tn_rd_copy(&r, out->server_id, sizeof out->server_id);
+}
+
+/* Takes a blob apart. False when it is damaged, cut, or newer than we are: then
+ * everything is zero. */
+static TN_MAYBE_UNUSED bool tn_key_state_parse(tn_key_state *out, const void *src, size_t len)
+{
+    tn_wipe(out, sizeof *out);
+    if (tn_key_state_check(src, len) != TAILNET_OK) return false;
+    tn_key_state_read(out, src);
     return true;
 }
 
@@ -2592,24 +2645,23 @@ static size_t tn_key_state_build(const tn_key_state *s, void *dst, size_t cap)
  * something, and none of it is intact. Unless OK, out is zero. */
 static tailnet_result tn_key_state_choose(tn_key_state *out, const tailnet_bytes saved[2])
 {
-    tailnet_result result = TAILNET_ERR_NO_ROUTE;
-    tn_key_state   s;
+    tailnet_result result = TAILNET_ERR_NO_ROUTE, got;
+    uint32_t       number = 0;
     int            i;
 
     tn_wipe(out, sizeof *out);
     for (i = 0; i < 2; i++) {
-        tailnet_result got = tn_key_state_check(saved[i].data, saved[i].size);
-        if (got != TAILNET_OK) {
-            if (result == TAILNET_ERR_NO_ROUTE ||
-                (result == TAILNET_ERR_MALFORMED && got == TAILNET_ERR_UNSUPPORTED))
-                result = got;
-            continue;
+        got = tn_key_state_check(saved[i].data, saved[i].size);
+        if (got == TAILNET_OK) {
+            number = tn_get_u32be((const uint8_t *)saved[i].data + TN_KEY_NUMBER_AT);
+            if (result != TAILNET_OK || number > out->number)
+                tn_key_state_read(out, saved[i].data);
+            result = TAILNET_OK;
+        } else if (result == TAILNET_ERR_NO_ROUTE ||
+                   (result == TAILNET_ERR_MALFORMED && got == TAILNET_ERR_UNSUPPORTED)) {
+            result = got;
         }
-        (void)tn_key_state_parse(&s, saved[i].data, saved[i].size);
-        if (result != TAILNET_OK || s.number > out->number) *out = s;
-        result = TAILNET_OK;
     }
-    tn_wipe(&s, sizeof s);
     return result;
 }
 
@@ -2699,15 +2751,15 @@ static bool tn_key_state_serve(tn_key_state *s, const char *url, size_t len)
 enum {
     TN_JS_SPACE     = 288,                  /* key and text of one value together */
     TN_JS_MAX_KEY   = 96,                   /* kept of a key                      */
-    TN_JS_MAX_DEPTH = 128,                  /* containers inside each other       */
-    TN_JS_PART_ROOM = 24                    /* more than one input byte can add   */
+    TN_JS_MAX_DEPTH = 128                   /* containers inside each other       */
 };
 
 typedef enum tn_js_event {
     TN_JS_ERROR = -1,                       /* see error and at; stays            */
     TN_JS_MORE,                             /* needs bytes                        */
     TN_JS_OBJECT, TN_JS_OBJECT_END, TN_JS_ARRAY, TN_JS_ARRAY_END,
-    TN_JS_STRING, TN_JS_PART, TN_JS_NUMBER, TN_JS_TRUE, TN_JS_FALSE, TN_JS_NULL,
+    TN_JS_STRING, TN_JS_NUMBER,
+    TN_JS_TRUE, TN_JS_FALSE, TN_JS_NULL,    /* in the order of tn_js_words        */
     TN_JS_END                               /* the whole value has been read      */
 } tn_js_event;
 
@@ -2719,37 +2771,35 @@ typedef enum tn_js_state {
     TN_JS_IN_WORD, TN_JS_IN_END, TN_JS_IN_DONE, TN_JS_FAILED
 } tn_js_state;
 
-/* Where a number is. Those that may end it are odd or ZERO. */
-typedef enum tn_js_digits {
+/* Where a number is. It may end where it is odd, and a digit leads from each to the odd
+ * one behind it; but nothing follows a first zero. */
+enum {
     TN_JS_MINUS, TN_JS_INTEGER, TN_JS_POINT, TN_JS_FRACTION, TN_JS_E, TN_JS_EXPONENT,
-    TN_JS_E_SIGN, TN_JS_ZERO
-} tn_js_digits;
+    TN_JS_E_SIGN, TN_JS_SIGNED_EXPONENT, TN_JS_ZERO = 9
+};
 
-/* The reader. key and text point into it: it must not be copied. */
+/* The reader. key and text point into it: it must not be copied. Small members first:
+ * their places fit into short instructions. */
 typedef struct tn_js {
-    const char  *key, *text;                /* of the event; no end byte          */
-    uint16_t     key_len, text_len;         /* key_len is 0 outside objects       */
     bool         key_cut, text_cut;         /* only the beginning was kept        */
-    bool         parts;                     /* set by the consumer, see next      */
-    uint16_t     depth;                     /* containers the event stands in     */
-    uint32_t     cut_count;                 /* strings and numbers cut so far     */
-    uint64_t     at;                        /* bytes read                         */
     tn_js_error  error;
-
-    tn_rd        rd;
     tn_js_state  state;
     tn_js_event  last;
-    tn_js_digits digits;
-    const char  *word;                      /* what is still to come of it        */
+    bool         in_key, full;
+    uint8_t      digits;
+    uint8_t      word, word_at;             /* which of tn_js_words, and where    */
+    uint8_t      code_left;                 /* bytes or digits of code to come    */
+    uint8_t      pending;                   /* bytes of code; surrogate that waits */
+    uint16_t     key_len, text_len;         /* key_len is 0 outside objects       */
+    uint16_t     depth;                     /* containers the event stands in     */
     uint16_t     level, skip;               /* skip: level that is skipped, or 0  */
     uint16_t     begin, fill;               /* of the token in space              */
     uint16_t     high;                      /* surrogate that waits for its half  */
-    uint16_t     code;                      /* \uXXXX so far                      */
-    uint8_t      code_left;
-    uint8_t      c;
-    bool         held;                      /* c has to be looked at once more    */
-    bool         in_key, full;
-    uint8_t      utf8[4], utf8_len, utf8_left;
+    const char  *key, *text;                /* of the event; no end byte          */
+    uint32_t     cut_count;                 /* strings and numbers cut so far     */
+    uint32_t     at;                        /* bytes read                         */
+    uint32_t     code;                      /* of the character so far            */
+    tn_rd        rd;
     uint8_t      is_object[TN_JS_MAX_DEPTH / 8];
     char         space[TN_JS_SPACE];
 } tn_js;
@@ -2757,7 +2807,6 @@ typedef struct tn_js {
 static void tn_js_init(tn_js *js)
 {
     memset(js, 0, sizeof *js);
-    tn_rd_over(&js->rd, NULL, 0);
     js->key = js->text = js->space;
 }
 
@@ -2784,12 +2833,17 @@ static bool tn_js_in_object(const tn_js *js)
     return js->level != 0 && ((unsigned)js->is_object[i / 8] >> (i % 8) & 1u) != 0;
 }
 
+/* What the token may still take. */
+static size_t tn_js_room(const tn_js *js)
+{
+    return (js->in_key ? (size_t)TN_JS_MAX_KEY : (size_t)TN_JS_SPACE) - js->fill;
+}
+
 /* Adds bytes to the token, all or none. */
 static void tn_js_put(tn_js *js, const void *bytes, size_t len)
 {
-    size_t cap = js->in_key ? (size_t)TN_JS_MAX_KEY : (size_t)TN_JS_SPACE;
     if (js->skip != 0 || js->full) return;
-    if (len > cap - js->fill) {
+    if (len > tn_js_room(js)) {
         js->full = true;
         js->cut_count++;
         return;
@@ -2798,79 +2852,71 @@ static void tn_js_put(tn_js *js, const void *bytes, size_t len)
     js->fill = (uint16_t)(js->fill + len);
 }
 
+/* Bytes of a character in UTF-8. */
+static unsigned tn_js_code_len(uint32_t v)
+{
+    return v < 0x80 ? 1u : v < 0x800 ? 2u : v < 0x10000ul ? 3u : 4u;
+}
+
 /* Adds one character as UTF-8. */
 static void tn_js_put_code(tn_js *js, uint32_t v)
 {
-    uint8_t  b[4];
-    unsigned n = v < 0x80 ? 1u : v < 0x800 ? 2u : v < 0x10000ul ? 3u : 4u, i;
-    if (n == 1) {
-        b[0] = (uint8_t)v;
-    } else {
-        for (i = n - 1; i != 0; i--) {
-            b[i] = (uint8_t)(0x80u | (v & 0x3fu));
-            v >>= 6;
-        }
-        b[0] = (uint8_t)((0xf00u >> n & 0xf0u) | v);
+    static const uint8_t lead[4] = { 0, 0xc0, 0xe0, 0xf0 };
+    unsigned             n = tn_js_code_len(v), i = n;
+    uint8_t              b[4];
+    while (--i != 0) {
+        b[i] = (uint8_t)(0x80u | (v & 0x3fu));
+        v >>= 6;
     }
+    b[0] = (uint8_t)(lead[n - 1] | v);
     tn_js_put(js, b, n);
 }
 
 /* Gives up on an unfinished character: U+FFFD for each of its bytes. */
 static void tn_js_flush(tn_js *js)
 {
-    if (js->high != 0) tn_js_put_code(js, 0xfffd);
-    while (js->utf8_len != 0) {
-        tn_js_put_code(js, 0xfffd);
-        js->utf8_len--;
-    }
+    for (; js->pending != 0; js->pending--) tn_js_put_code(js, 0xfffd);
     js->high      = 0;
-    js->utf8_left = 0;
-}
-
-/* Is this no overlong form, no surrogate and not above U+10FFFF? Only the first
- * two bytes can tell. */
-static bool tn_js_utf8_ok(const uint8_t *b)
-{
-    unsigned lead = b[0], second = b[1];
-    return !(lead == 0xe0 && second < 0xa0) && !(lead == 0xed && second > 0x9f) &&
-           !(lead == 0xf0 && second < 0x90) && !(lead == 0xf4 && second > 0x8f);
+    js->code_left = 0;
 }
 
 /* A byte above 0x7f inside a string. */
 static void tn_js_utf8(tn_js *js, uint8_t c)
 {
-    if ((c & 0xc0u) == 0x80u && js->utf8_left != 0) {
-        js->utf8[js->utf8_len++] = c;
-        if (--js->utf8_left != 0) return;
-        if (tn_js_utf8_ok(js->utf8)) {
-            tn_js_put(js, js->utf8, js->utf8_len);
-            js->utf8_len = 0;
-        }
+    if ((c & 0xc0u) != 0x80u || js->code_left == 0) {
         tn_js_flush(js);
-        return;
+        js->code_left = c < 0xc0 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
+        js->code      = c & 0x7fu >> js->code_left;     /* f8 to ff: far above U+10FFFF   */
+    } else {
+        js->code = js->code << 6 | (c & 0x3fu);
+        js->code_left--;
+    }
+    js->pending++;
+    if (js->code_left != 0) return;
+    /* no overlong form, no surrogate, not above U+10FFFF, and no lone byte 80 to bf */
+    if (tn_js_code_len(js->code) == js->pending && js->pending > 1 && js->code >> 11 != 0x1b &&
+        js->code < 0x110000ul) {
+        js->pending = 0;
+        tn_js_put_code(js, js->code);
     }
     tn_js_flush(js);
-    js->utf8[0]   = c;
-    js->utf8_len  = 1;
-    js->utf8_left = (uint8_t)(c >= 0xc2 && c <= 0xdf ? 1 : c >= 0xe0 && c <= 0xef ? 2 :
-                              c >= 0xf0 && c <= 0xf4 ? 3 : 0);
-    if (js->utf8_left == 0) tn_js_flush(js);
 }
 
 /* The four digits of \uXXXX are there. */
 static void tn_js_unicode(tn_js *js)
 {
-    uint32_t code = js->code;
-    if (code >= 0xdc00 && code <= 0xdfff && js->high != 0) {
-        code     = (uint32_t)0x10000ul + (((uint32_t)js->high - 0xd800u) << 10) + (code - 0xdc00u);
-        js->high = 0;
-        tn_js_put_code(js, code);
-        return;
+    uint32_t code = js->code, kind = code >> 10;        /* 0x36 and 0x37 are surrogates */
+    if (kind == 0x37 && js->high != 0) {
+        code        = (uint32_t)0x10000ul + (((uint32_t)js->high & 0x3ffu) << 10) + (code & 0x3ffu);
+        js->pending = 0;
     }
     tn_js_flush(js);
-    if (code >= 0xd800 && code <= 0xdbff)      js->high = (uint16_t)code;
-    else if (code >= 0xdc00 && code <= 0xdfff) tn_js_put_code(js, 0xfffd);
-    else                                       tn_js_put_code(js, code);
+    if (kind == 0x36) {
+        js->high    = (uint16_t)code;
+        js->pending = 1;
+    } else {
+        tn_js_put_code(js, code >> 10 == 0x37 ? (uint32_t)0xfffd : code);
+    }
 }
 
 static void tn_js_begin(tn_js *js, bool in_key)
@@ -2910,9 +2956,9 @@ static tn_js_event tn_js_open(tn_js *js, bool object)
     uint8_t  bit;
     if (i >= TN_JS_MAX_DEPTH) return tn_js_fail(js, TN_JS_TOO_DEEP);
     bit = (uint8_t)(1u << (i % 8));
-    if (object) js->is_object[i / 8] = (uint8_t)(js->is_object[i / 8] | bit);
-    else        js->is_object[i / 8] = (uint8_t)(js->is_object[i / 8] & ~(unsigned)bit);
-    js->depth = js->level++;
+    js->is_object[i / 8] = (uint8_t)(js->is_object[i / 8] | bit);
+    if (!object) js->is_object[i / 8] = (uint8_t)(js->is_object[i / 8] ^ bit);
+    js->level++;
     js->state = object ? TN_JS_IN_FIRST_KEY : TN_JS_IN_FIRST_VALUE;
     return object ? TN_JS_OBJECT : TN_JS_ARRAY;
 }
@@ -2920,19 +2966,37 @@ static tn_js_event tn_js_open(tn_js *js, bool object)
 /* The end of a skipped container is skipped as well. */
 static tn_js_event tn_js_close(tn_js *js, bool object)
 {
-    bool last = js->skip == js->level;
+    bool last = js->skip == js->level;      /* level is not 0 here                */
     js->level--;
     js->depth   = js->level;
     js->key_len = 0;
     js->key_cut = false;
-    if (js->skip != 0 && last) {
-        js->skip = 0;
-        return tn_js_value_end(js, TN_JS_MORE);
-    }
-    return tn_js_value_end(js, object ? TN_JS_OBJECT_END : TN_JS_ARRAY_END);
+    if (last) js->skip = 0;
+    return tn_js_value_end(js, last ? TN_JS_MORE : object ? TN_JS_OBJECT_END : TN_JS_ARRAY_END);
 }
 
-static bool tn_js_space(uint8_t c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; }
+/* May a number go on with c? Then at says where it is. */
+static bool tn_js_digit(uint8_t *at, uint8_t c)
+{
+    unsigned now = *at, next;
+    bool     whole = now == TN_JS_INTEGER || now == TN_JS_ZERO;
+    if (c >= '0' && c <= '9') {
+        if (now == TN_JS_ZERO) return false;
+        next = now == TN_JS_MINUS && c == '0' ? (unsigned)TN_JS_ZERO : now | 1u;
+    } else if (c == '.' && whole) {
+        next = TN_JS_POINT;
+    } else if ((c == 'e' || c == 'E') && (whole || now == TN_JS_FRACTION)) {
+        next = TN_JS_E;
+    } else if ((c == '+' || c == '-') && now == TN_JS_E) {
+        next = TN_JS_E_SIGN;
+    } else {
+        return false;
+    }
+    *at = (uint8_t)next;
+    return true;
+}
+
+static const char tn_js_words[3][6] = { "true", "false", "null" };
 
 /* The first byte of a value. */
 static tn_js_event tn_js_value(tn_js *js, uint8_t c)
@@ -2945,51 +3009,43 @@ static tn_js_event tn_js_value(tn_js *js, uint8_t c)
     js->text_len = 0;
     js->text_cut = false;
     tn_js_begin(js, false);
-    if (c == '{') return tn_js_open(js, true);
-    if (c == '[') return tn_js_open(js, false);
-    js->state = TN_JS_IN_WORD;
-    if (c == '"') {
-        js->state = TN_JS_IN_STRING;
-    } else if (c == '-' || (c >= '0' && c <= '9')) {
-        js->state  = TN_JS_IN_NUMBER;
-        js->digits = c == '-' ? TN_JS_MINUS : c == '0' ? TN_JS_ZERO : TN_JS_INTEGER;
+    if (c == '{' || c == '[') return tn_js_open(js, c == '{');
+    js->state = TN_JS_IN_STRING;
+    if (c == '"') return TN_JS_MORE;
+    js->state  = TN_JS_IN_NUMBER;
+    js->digits = TN_JS_MINUS;
+    if (c == '-' || tn_js_digit(&js->digits, c)) {
         tn_js_put(js, &c, 1);
-    } else if (c == 't') {
-        js->word = "rue";
-    } else if (c == 'f') {
-        js->word = "alse";
-    } else if (c == 'n') {
-        js->word = "ull";
-    } else {
-        return tn_js_fail(js, TN_JS_BAD_SYNTAX);
+        return TN_JS_MORE;
     }
-    return TN_JS_MORE;
+    js->state   = TN_JS_IN_WORD;
+    js->word_at = 1;
+    for (js->word = 0; js->word < 3; js->word++)
+        if (c == (uint8_t)tn_js_words[js->word][0]) return TN_JS_MORE;
+    return tn_js_fail(js, TN_JS_BAD_SYNTAX);
 }
 
 /* A byte between the tokens. */
 static tn_js_event tn_js_between(tn_js *js, uint8_t c)
 {
-    bool object = tn_js_in_object(js);
-    if (tn_js_space(c)) return TN_JS_MORE;
-    if (js->state == TN_JS_IN_VALUE) return tn_js_value(js, c);
-    if (js->state == TN_JS_IN_FIRST_VALUE && c != ']') return tn_js_value(js, c);
-    if (js->state == TN_JS_IN_COLON && c == ':') {
+    tn_js_state state = js->state;
+    bool        first = state == TN_JS_IN_FIRST_KEY || state == TN_JS_IN_FIRST_VALUE;
+    bool        object = tn_js_in_object(js);
+    if (c == ' ' || c == '\n' || c == '\r' || c == '\t') return TN_JS_MORE;
+    if ((state == TN_JS_IN_AFTER || first) && c == (object ? '}' : ']'))
+        return tn_js_close(js, object);
+    if (state == TN_JS_IN_VALUE || state == TN_JS_IN_FIRST_VALUE) return tn_js_value(js, c);
+    if (state == TN_JS_IN_COLON && c == ':') {
         js->state = TN_JS_IN_VALUE;
-        return TN_JS_MORE;
-    }
-    if ((js->state == TN_JS_IN_KEY || js->state == TN_JS_IN_FIRST_KEY) && c == '"') {
+    } else if (state == TN_JS_IN_AFTER && c == ',') {
+        js->state = object ? TN_JS_IN_KEY : TN_JS_IN_VALUE;
+    } else if ((state == TN_JS_IN_KEY || first) && c == '"') {
         js->state = TN_JS_IN_STRING;
         tn_js_begin(js, true);
-        return TN_JS_MORE;
+    } else {
+        return tn_js_fail(js, TN_JS_BAD_SYNTAX);
     }
-    if (js->state == TN_JS_IN_AFTER && c == ',') {
-        js->state = object ? TN_JS_IN_KEY : TN_JS_IN_VALUE;
-        return TN_JS_MORE;
-    }
-    if ((js->state == TN_JS_IN_AFTER || js->state == TN_JS_IN_FIRST_KEY ||
-         js->state == TN_JS_IN_FIRST_VALUE) && c == (object ? '}' : ']'))
-        return tn_js_close(js, object);
-    return tn_js_fail(js, TN_JS_BAD_SYNTAX);
+    return TN_JS_MORE;
 }
 
 static tn_js_event tn_js_string(tn_js *js, uint8_t c)
@@ -2998,15 +3054,11 @@ static tn_js_event tn_js_string(tn_js *js, uint8_t c)
         tn_js_utf8(js, c);
         return TN_JS_MORE;
     }
-    if (js->utf8_len != 0) tn_js_flush(js);
-    if (c == '\\') {                        /* a surrogate's half may still follow */
-        js->state = TN_JS_IN_ESCAPE;
-        return TN_JS_MORE;
-    }
-    if (js->high != 0) tn_js_flush(js);
+    if (c != '\\' || js->high == 0) tn_js_flush(js);    /* a surrogate's half may follow */
     if (c == '"') return tn_js_token_end(js, TN_JS_STRING);
     if (c < 0x20) return tn_js_fail(js, TN_JS_BAD_SYNTAX);
-    tn_js_put(js, &c, 1);
+    if (c == '\\') js->state = TN_JS_IN_ESCAPE;
+    else           tn_js_put(js, &c, 1);
     return TN_JS_MORE;
 }
 
@@ -3021,10 +3073,10 @@ static tn_js_event tn_js_escape(tn_js *js, uint8_t c)
         return TN_JS_MORE;
     }
     tn_js_flush(js);
+    js->state = TN_JS_IN_STRING;
     for (i = 0; from[i] != '\0'; i++) {
         if (c != (uint8_t)from[i]) continue;
         tn_js_put(js, &to[i], 1);
-        js->state = TN_JS_IN_STRING;
         return TN_JS_MORE;
     }
     return tn_js_fail(js, TN_JS_BAD_SYNTAX);
@@ -3034,7 +3086,7 @@ static tn_js_event tn_js_hex(tn_js *js, uint8_t c)
 {
     int digit = tn_hex_digit(c);
     if (digit < 0) return tn_js_fail(js, TN_JS_BAD_SYNTAX);
-    js->code = (uint16_t)((uint32_t)js->code << 4 | (uint32_t)digit);
+    js->code = js->code << 4 | (uint32_t)digit;
     if (--js->code_left == 0) {
         js->state = TN_JS_IN_STRING;
         tn_js_unicode(js);
@@ -3042,139 +3094,72 @@ static tn_js_event tn_js_hex(tn_js *js, uint8_t c)
     return TN_JS_MORE;
 }
 
-/* May a number go on with c, and where is it then? */
-static bool tn_js_digit(tn_js_digits *at, uint8_t c)
-{
-    bool digit = c >= '0' && c <= '9', exp = c == 'e' || c == 'E';
-    switch (*at) {
-    case TN_JS_MINUS:
-        *at = c == '0' ? TN_JS_ZERO : TN_JS_INTEGER;
-        return digit;
-    case TN_JS_ZERO:
-    case TN_JS_INTEGER:
-        if (digit) return *at == TN_JS_INTEGER;
-        *at = c == '.' ? TN_JS_POINT : TN_JS_E;
-        return c == '.' || exp;
-    case TN_JS_POINT:
-        *at = TN_JS_FRACTION;
-        return digit;
-    case TN_JS_FRACTION:
-        if (digit) return true;
-        *at = TN_JS_E;
-        return exp;
-    case TN_JS_E:
-        *at = digit ? TN_JS_EXPONENT : TN_JS_E_SIGN;
-        return digit || c == '+' || c == '-';
-    case TN_JS_E_SIGN:
-        *at = TN_JS_EXPONENT;
-        return digit;
-    case TN_JS_EXPONENT:
-        return digit;
-    }
-    return false;
-}
-
 static tn_js_event tn_js_number(tn_js *js, uint8_t c)
 {
-    tn_js_digits at = js->digits;
-    if (tn_js_digit(&at, c)) {
-        js->digits = at;
+    if (tn_js_digit(&js->digits, c)) {
         tn_js_put(js, &c, 1);
         return TN_JS_MORE;
     }
-    at = js->digits;
-    if (at != TN_JS_ZERO && at != TN_JS_INTEGER && at != TN_JS_FRACTION && at != TN_JS_EXPONENT)
-        return tn_js_fail(js, TN_JS_BAD_SYNTAX);
-    js->held = true;                        /* c belongs to what follows          */
+    if ((js->digits & 1u) == 0) return tn_js_fail(js, TN_JS_BAD_SYNTAX);
+    js->rd.at--;                            /* it was read just now, and belongs  */
+    js->rd.left++;                          /* to what follows                    */
+    js->at--;
     return tn_js_token_end(js, TN_JS_NUMBER);
 }
 
 static tn_js_event tn_js_word(tn_js *js, uint8_t c)
 {
-    if (c != (uint8_t)*js->word) return tn_js_fail(js, TN_JS_BAD_SYNTAX);
-    if (*++js->word != '\0') return TN_JS_MORE;
-    /* the words end differently enough: tru-e, fals-e, nul-l */
-    return tn_js_value_end(js, c == 'l' ? TN_JS_NULL :
-                               js->word[-2] == 'u' ? TN_JS_TRUE : TN_JS_FALSE);
+    const char *word = tn_js_words[js->word];
+    if (c != (uint8_t)word[js->word_at]) return tn_js_fail(js, TN_JS_BAD_SYNTAX);
+    if (word[++js->word_at] != '\0') return TN_JS_MORE;
+    return tn_js_value_end(js, (tn_js_event)((int)TN_JS_TRUE + js->word));
 }
 
-static tn_js_event tn_js_step(tn_js *js, uint8_t c)
+static TN_NOINLINE tn_js_event tn_js_step(tn_js *js, uint8_t c)
 {
     switch (js->state) {
-    case TN_JS_IN_VALUE:
-    case TN_JS_IN_FIRST_VALUE:
-    case TN_JS_IN_KEY:
-    case TN_JS_IN_FIRST_KEY:
-    case TN_JS_IN_COLON:
-    case TN_JS_IN_AFTER:   return tn_js_between(js, c);
     case TN_JS_IN_STRING:  return tn_js_string(js, c);
     case TN_JS_IN_ESCAPE:  return tn_js_escape(js, c);
     case TN_JS_IN_UNICODE: return tn_js_hex(js, c);
     case TN_JS_IN_NUMBER:  return tn_js_number(js, c);
     case TN_JS_IN_WORD:    return tn_js_word(js, c);
-    case TN_JS_IN_END:
-    case TN_JS_IN_DONE:
-        return tn_js_space(c) ? TN_JS_MORE : tn_js_fail(js, TN_JS_BAD_SYNTAX);
-    case TN_JS_FAILED:     return TN_JS_ERROR;
+    case TN_JS_IN_VALUE: case TN_JS_IN_FIRST_VALUE: case TN_JS_IN_KEY: case TN_JS_IN_FIRST_KEY:
+    case TN_JS_IN_COLON: case TN_JS_IN_AFTER: case TN_JS_IN_END: case TN_JS_IN_DONE:
+    case TN_JS_FAILED:     break;
     }
-    return TN_JS_ERROR;
+    return tn_js_between(js, c);
 }
 
 /* The plain characters at the front of the input go in at once, if there are any. */
 static bool tn_js_plain(tn_js *js)
 {
-    size_t         n = 0, most = js->rd.left;
     const uint8_t *b = js->rd.at;
-    if (js->high != 0 || js->utf8_len != 0) return false;
-    if (js->skip == 0 && !js->full) {       /* all or none: not past the end      */
-        size_t room = (js->in_key ? (size_t)TN_JS_MAX_KEY : (size_t)TN_JS_SPACE) - js->fill;
-        if (js->parts && !js->in_key) room -= TN_JS_PART_ROOM - 1;  /* as byte by byte */
-        if (most > room) most = room;
-    }
+    size_t         n = 0, most = tn_js_room(js);        /* all or none: not past the end */
+    if (most > js->rd.left) most = js->rd.left;
     while (n < most && b[n] >= 0x20 && b[n] < 0x80 && b[n] != '"' && b[n] != '\\') n++;
-    if (n == 0) return false;
+    if (n == 0 || js->pending != 0) return false;
     tn_js_put(js, tn_rd_bytes(&js->rd, n), n);
-    js->at += n;
+    js->at += (uint32_t)n;
     return true;
 }
 
-/* A part of a long string, when the consumer wants parts and the space is full. */
-static bool tn_js_part(tn_js *js)
-{
-    if (!js->parts || js->in_key || js->skip != 0 || TN_JS_SPACE - js->fill >= TN_JS_PART_ROOM)
-        return false;
-    js->text     = js->space + js->begin;
-    js->text_len = (uint16_t)(js->fill - js->begin);
-    js->fill     = js->begin;
-    return true;
-}
-
-/* The next event. While the consumer has set parts, a string longer than the
- * space comes as some TN_JS_PART and a TN_JS_STRING with its end; otherwise as a
- * TN_JS_STRING with its beginning and text_cut. */
+/* The next event. A string longer than the space comes with its beginning and
+ * text_cut. */
 static tn_js_event tn_js_next(tn_js *js)
 {
     tn_js_event event = TN_JS_MORE;
-    js->last = TN_JS_MORE;
-    while (event == TN_JS_MORE) {
+    while (event == TN_JS_MORE && js->state != TN_JS_IN_END) {
         if (js->state == TN_JS_FAILED) return TN_JS_ERROR;
-        if (js->state == TN_JS_IN_END) {
-            js->state    = TN_JS_IN_DONE;
-            js->text_len = 0;
-            return TN_JS_END;
-        }
-        if (js->state == TN_JS_IN_STRING && !js->held) {
-            if (tn_js_part(js)) return TN_JS_PART;
-            if (tn_js_plain(js)) continue;
-        }
-        if (!js->held) {
-            if (js->rd.left == 0) return TN_JS_MORE;
-            js->c = tn_rd_u8(&js->rd);
-            js->at++;
-        }
-        js->held = false;
-        event    = tn_js_step(js, js->c);
+        if (js->rd.left == 0) break;
+        if (js->state == TN_JS_IN_STRING && tn_js_plain(js)) continue;
+        js->at++;
+        event = tn_js_step(js, tn_rd_u8(&js->rd));
         if (js->skip != 0 && event > TN_JS_MORE) event = TN_JS_MORE;
+    }
+    if (event == TN_JS_MORE && js->state == TN_JS_IN_END) {
+        js->state    = TN_JS_IN_DONE;
+        js->text_len = 0;
+        event        = TN_JS_END;
     }
     js->last = event;
     return event;
@@ -3204,10 +3189,10 @@ static TN_MAYBE_UNUSED bool tn_js_is_text(const tn_js *js, const char *word)
 static bool tn_js_int_text(const char *text, size_t len, int64_t *out)
 {
     bool     minus = len != 0 && text[0] == '-';
-    size_t   skip  = minus ? 1 : 0;
-    uint64_t v     = 0, most = (uint64_t)INT64_MAX + (minus ? 1u : 0u);
-    if (!tn_dec_parse(text + skip, len - skip, most, &v)) return false;
-    *out = minus ? -(int64_t)(v / 2) - (int64_t)(v - v / 2) : (int64_t)v;
+    uint64_t v, most = (uint64_t)INT64_MAX + minus;
+    if (!tn_dec_parse(text + minus, len - minus, most, &v)) return false;
+    if (minus) v = 0u - v;
+    memcpy(out, &v, sizeof v);              /* int64_t is two's complement        */
     return true;
 }
 
@@ -3225,45 +3210,9 @@ static TN_MAYBE_UNUSED bool tn_js_key_int(const tn_js *js, int64_t *out)
 
 /* ---- the writer ---- */
 
-/* Writes to wr, which may be a window. Only the commas are its business. */
-typedef struct tn_js_w {
-    tn_wr *wr;
-    bool   comma;                           /* something stands before            */
-} tn_js_w;
-
-static void tn_js_w_init(tn_js_w *w, tn_wr *wr)
-{
-    w->wr    = wr;
-    w->comma = false;
-}
-
-static void tn_js_w_before(tn_js_w *w)
-{
-    if (w->comma) tn_wr_u8(w->wr, ',');
-    w->comma = true;
-}
-
-static void tn_js_w_open(tn_js_w *w, char c)
-{
-    tn_js_w_before(w);
-    tn_wr_u8(w->wr, (unsigned char)c);
-    w->comma = false;
-}
-
-static void tn_js_w_close(tn_js_w *w, char c)
-{
-    tn_wr_u8(w->wr, (unsigned char)c);
-    w->comma = true;
-}
-
-static void tn_js_w_object(tn_js_w *w)     { tn_js_w_open(w, '{'); }
-static void tn_js_w_object_end(tn_js_w *w) { tn_js_w_close(w, '}'); }
-static void tn_js_w_array(tn_js_w *w)      { tn_js_w_open(w, '['); }
-static void tn_js_w_array_end(tn_js_w *w)  { tn_js_w_close(w, ']'); }
-
 /* The inside of a string: quotes, backslashes and controls escaped, all else as
  * it is. The text has to be UTF-8. */
-static void tn_js_w_escape(tn_wr *wr, const char *text, size_t len)
+static void tn_js_wr_escape(tn_wr *wr, const char *text, size_t len)
 {
     size_t i;
     for (i = 0; i < len; i++) {
@@ -3278,25 +3227,79 @@ static void tn_js_w_escape(tn_wr *wr, const char *text, size_t len)
     }
 }
 
-static void tn_js_w_string(tn_js_w *w, const char *text, size_t len)
+/* A piece of JSON as it stands, with ' in place of ": so that it can be read here. */
+static void tn_js_wr(tn_wr *wr, const char *piece)
+{
+    for (; *piece != '\0'; piece++) tn_wr_u8(wr, *piece == '\'' ? '"' : (unsigned char)*piece);
+}
+
+/* Such a piece, and a text as a string behind it. */
+static void tn_js_wr_text(tn_wr *wr, const char *piece, const char *text)
+{
+    tn_js_wr(wr, piece);
+    tn_wr_u8(wr, '"');
+    tn_js_wr_escape(wr, text, strlen(text));
+    tn_wr_u8(wr, '"');
+}
+
+/* Writes to wr, which may be a window. Only the commas are its business. */
+typedef struct tn_js_w {
+    tn_wr *wr;
+    bool   comma;                           /* something stands before            */
+} tn_js_w;
+
+static TN_MAYBE_UNUSED void tn_js_w_init(tn_js_w *w, tn_wr *wr)
+{
+    w->wr    = wr;
+    w->comma = false;
+}
+
+static TN_MAYBE_UNUSED void tn_js_w_before(tn_js_w *w)
+{
+    if (w->comma) tn_wr_u8(w->wr, ',');
+    w->comma = true;
+}
+
+static TN_MAYBE_UNUSED void tn_js_w_open(tn_js_w *w, char c)
+{
+    tn_js_w_before(w);
+    tn_wr_u8(w->wr, (unsigned char)c);
+    w->comma = false;
+}
+
+static TN_MAYBE_UNUSED void tn_js_w_close(tn_js_w *w, char c)
+{
+    tn_wr_u8(w->wr, (unsigned char)c);
+    w->comma = true;
+}
+
+static TN_MAYBE_UNUSED void tn_js_w_object(tn_js_w *w)     { tn_js_w_open(w, '{'); }
+static TN_MAYBE_UNUSED void tn_js_w_object_end(tn_js_w *w) { tn_js_w_close(w, '}'); }
+static TN_MAYBE_UNUSED void tn_js_w_array(tn_js_w *w)      { tn_js_w_open(w, '['); }
+static TN_MAYBE_UNUSED void tn_js_w_array_end(tn_js_w *w)  { tn_js_w_close(w, ']'); }
+
+static TN_MAYBE_UNUSED void tn_js_w_string(tn_js_w *w, const char *text, size_t len)
 {
     tn_js_w_before(w);
     tn_wr_u8(w->wr, '"');
-    tn_js_w_escape(w->wr, text, len);
+    tn_js_wr_escape(w->wr, text, len);
     tn_wr_u8(w->wr, '"');
 }
 
-static void tn_js_w_text(tn_js_w *w, const char *text) { tn_js_w_string(w, text, strlen(text)); }
+static TN_MAYBE_UNUSED void tn_js_w_text(tn_js_w *w, const char *text)
+{
+    tn_js_w_string(w, text, strlen(text));
+}
 
 /* The name of a member; its value is the next thing written. */
-static void tn_js_w_key(tn_js_w *w, const char *key)
+static TN_MAYBE_UNUSED void tn_js_w_key(tn_js_w *w, const char *key)
 {
     tn_js_w_text(w, key);
     tn_wr_u8(w->wr, ':');
     w->comma = false;
 }
 
-static void tn_js_w_uint(tn_js_w *w, uint64_t v)
+static TN_MAYBE_UNUSED void tn_js_w_uint(tn_js_w *w, uint64_t v)
 {
     tn_js_w_before(w);
     tn_wr_dec(w->wr, v);
@@ -3309,7 +3312,7 @@ static TN_MAYBE_UNUSED void tn_js_w_int(tn_js_w *w, int64_t v)
     tn_wr_dec(w->wr, v < 0 ? 0u - (uint64_t)v : (uint64_t)v);
 }
 
-static void tn_js_w_bool(tn_js_w *w, bool v)
+static TN_MAYBE_UNUSED void tn_js_w_bool(tn_js_w *w, bool v)
 {
     tn_js_w_before(w);
     tn_wr_text(w->wr, v ? "true" : "false");
@@ -3327,7 +3330,7 @@ static TN_MAYBE_UNUSED void tn_js_w_hex(tn_js_w *w, const char *prefix, const ui
 {
     tn_js_w_before(w);
     tn_wr_u8(w->wr, '"');
-    tn_js_w_escape(w->wr, prefix, strlen(prefix));
+    tn_js_wr_escape(w->wr, prefix, strlen(prefix));
     tn_wr_hex(w->wr, src, len);
     tn_wr_u8(w->wr, '"');
 }
@@ -3399,7 +3402,7 @@ enum {
     TN_H1_HANDSHAKE = 136,                  /* base64 of the 101 bytes of a Noise initiation  */
     TN_H1_HEAD_MAX  = 8192,                 /* bytes of a start line and all header lines     */
     TN_H1_LINE_MAX  = 256,                  /* bytes of a chunk's size and its extensions     */
-    TN_H1_TEXT      = 128,                  /* a path or Location, with its end               */
+    TN_H1_TEXT      = TAILNET_SERVER ? 128 : 1,     /* a path, with its end                   */
     TN_H1_TOKEN     = 28                    /* the longest word that means something, and one */
 };
 
@@ -3585,7 +3588,7 @@ enum {
     TN_H1_TO_DERP       = 8,                /* Upgrade: derp                              */
     TN_H1_TO_WEBSOCKET  = 16,               /* Upgrade: websocket                         */
     TN_H1_FAST_START    = 32,               /* Derp-Fast-Start: 1                         */
-    TN_H1_TEXT_CUT      = 64,               /* the path or Location was too long          */
+    TN_H1_TEXT_CUT      = 64,               /* the path was too long                      */
     TN_H1_HANDSHAKE_CUT = 128,              /* X-Tailscale-Handshake was too long         */
     TN_H1_CHUNKED       = 256,
     TN_H1_OLD           = 512               /* HTTP/1.0                                   */
@@ -3594,10 +3597,10 @@ enum {
 /* Headers that mean something, the last few to servers only. */
 typedef enum tn_h1_field {
     TN_H1_NO_FIELD, TN_H1_UPGRADE_TO, TN_H1_CONTENT_LENGTH, TN_H1_TRANSFER_ENCODING, TN_H1_HOST,
-    TN_H1_LOCATION, TN_H1_CONNECTION, TN_H1_RETRY_AFTER, TN_H1_X_HANDSHAKE,
+    TN_H1_CONNECTION, TN_H1_RETRY_AFTER, TN_H1_X_HANDSHAKE,
     TN_H1_DERP_FAST_START
 } tn_h1_field;
-enum { TN_H1_FIELDS = TAILNET_SERVER ? TN_H1_DERP_FAST_START + 1 : TN_H1_LOCATION + 1 };
+enum { TN_H1_FIELDS = TAILNET_SERVER ? TN_H1_DERP_FAST_START + 1 : TN_H1_HOST + 1 };
 
 typedef struct tn_h1 {
     tn_h1_state  state;
@@ -3618,8 +3621,11 @@ typedef struct tn_h1 {
     uint32_t     retry_after_s;             /* 0: none, or a date                         */
     char        *handshake;                 /* for a server, or NULL                      */
     char         token[TN_H1_TOKEN];
-    char         text[TN_H1_TEXT];          /* path of a request, Location of a response  */
+    char         text[TN_H1_TEXT];          /* path of a request                          */
 } tn_h1;
+
+/* Only servers read requests. */
+static bool tn_h1_asks(const tn_h1 *h) { return TAILNET_SERVER != 0 && h->is_request; }
 
 /* The only writer of state; leaving BAD is impossible. */
 static void tn_h1_enter(tn_h1 *h, tn_h1_state next)
@@ -3638,14 +3644,22 @@ static void tn_h1_begin_response(tn_h1 *h)
     tn_h1_enter(h, TN_H1_AT_START);
 }
 
+/* Header fields come next, of a message whose first line has been read by others. */
+static void tn_h1_begin_fields(tn_h1 *h)
+{
+    tn_h1_begin_response(h);
+    h->status = 200;
+    tn_h1_enter(h, TN_H1_AT_NAME);
+}
+
 /* A request comes next. X-Tailscale-Handshake goes to handshake, which has room for
  * 136 characters and their end, and outlives the reading; NULL: nobody wants it. */
-static void tn_h1_begin_request(tn_h1 *h, char *handshake)
+static TN_MAYBE_UNUSED void tn_h1_begin_request(tn_h1 *h, char *handshake)
 {
     tn_h1_begin_response(h);
     h->is_request = true;
     h->handshake  = handshake;
-    if (TAILNET_SERVER != 0 && handshake != NULL) handshake[0] = '\0';
+    if (handshake != NULL) handshake[0] = '\0';
 }
 
 /* One character of the word being read, in lower case; too long is remembered. */
@@ -3660,7 +3674,7 @@ static TN_NOINLINE bool tn_h1_token_is(const tn_h1 *h, const char *word)
     return h->gap < 2 && h->token_len < TN_H1_TOKEN && tn_is(h->token, h->token_len, word);
 }
 
-/* The path or Location; false never: what does not fit is cut and flagged. */
+/* The path; what does not fit is cut and flagged. */
 static void tn_h1_text_add(tn_h1 *h, uint8_t c)
 {
     if (h->text_len < TN_H1_TEXT - 1) h->text[h->text_len++] = (char)c;
@@ -3711,9 +3725,8 @@ static bool tn_h1_request_line(tn_h1 *h, uint8_t c)
 
 static bool tn_h1_start_end(tn_h1 *h)
 {
-    if (!h->is_request) return h->at >= 12 && h->status >= 100;
+    if (!tn_h1_asks(h)) return h->at >= 12 && h->status >= 100;
     if (h->gap != 2 || h->at != 8) return false;
-    if (TAILNET_SERVER == 0) return true;
     if (tn_is(h->token, h->token_len, "GET"))          h->method = TN_H1_GET;
     else if (tn_is(h->token, h->token_len, "HEAD"))    h->method = TN_H1_HEAD;
     else if (tn_is(h->token, h->token_len, "POST"))    h->method = TN_H1_POST;
@@ -3725,7 +3738,7 @@ static bool tn_h1_start_end(tn_h1 *h)
 static bool tn_h1_name_end(tn_h1 *h)
 {
     static const char *const names[TN_H1_FIELDS] = {
-        "", "upgrade", "content-length", "transfer-encoding", "host", "location",
+        "", "upgrade", "content-length", "transfer-encoding", "host",
 #if TAILNET_SERVER
         "connection", "retry-after", "x-tailscale-handshake", "derp-fast-start"
 #endif
@@ -3797,9 +3810,7 @@ static bool tn_h1_value(tn_h1 *h, uint8_t c)
 {
     bool space = c == ' ' || c == '\t';
     if ((c < 0x20u && !space) || c == 0x7fu) return false;
-    if (h->field == TN_H1_LOCATION) {
-        if (!space || h->text_len != 0) tn_h1_text_add(h, c);
-    } else if (TAILNET_SERVER != 0 && h->field == TN_H1_X_HANDSHAKE) {
+    if (TAILNET_SERVER != 0 && h->field == TN_H1_X_HANDSHAKE) {
         if (space) return true;
         if (h->handshake_len == TN_H1_HANDSHAKE) h->flags |= TN_H1_HANDSHAKE_CUT;
         else if (h->handshake != NULL)           h->handshake[h->handshake_len++] = (char)c;
@@ -3816,9 +3827,6 @@ static bool tn_h1_value(tn_h1 *h, uint8_t c)
 
 static bool tn_h1_value_end(tn_h1 *h)
 {
-    while (h->field == TN_H1_LOCATION && h->text_len != 0 &&
-           (h->text[h->text_len - 1] == ' ' || h->text[h->text_len - 1] == '\t'))
-        h->text_len--;
     if (!tn_h1_word_end(h)) return false;
     tn_h1_enter(h, TN_H1_AT_NAME);
     return true;
@@ -3831,20 +3839,20 @@ static bool tn_h1_head_end(tn_h1 *h)
     bool coded = ((unsigned)h->seen >> TN_H1_TRANSFER_ENCODING & 1u) != 0;
     bool old   = (h->flags & TN_H1_OLD) != 0;
     if (coded && (sized || old)) return false;
-    if (h->is_request && !old && ((unsigned)h->seen >> TN_H1_HOST & 1u) == 0) return false;
-    if (!h->is_request && h->status < 200 && h->status != 101) {
+    if (tn_h1_asks(h) && !old && ((unsigned)h->seen >> TN_H1_HOST & 1u) == 0) return false;
+    if (!tn_h1_asks(h) && h->status < 200 && h->status != 101) {
         uint16_t taken = h->taken;          /* one limit for all of them together         */
         tn_h1_begin_response(h);
         h->taken = taken;
         return true;
     }
-    h->text[h->text_len] = '\0';
+    if (TAILNET_SERVER != 0) h->text[h->text_len] = '\0';
     if (TAILNET_SERVER != 0 && h->handshake != NULL) h->handshake[h->handshake_len] = '\0';
-    if (!h->is_request && (h->status < 200 || h->status == 204 || h->status == 304))
+    if (!tn_h1_asks(h) && (h->status < 200 || h->status == 204 || h->status == 304))
         tn_h1_enter(h, TN_H1_AT_END);
     else if (coded)
         tn_h1_enter(h, TN_H1_AT_CHUNK_SIZE);
-    else if (!sized && !h->is_request)
+    else if (!sized && !tn_h1_asks(h))
         tn_h1_enter(h, TN_H1_AT_CLOSE);
     else
         tn_h1_enter(h, h->left == 0 ? TN_H1_AT_END : TN_H1_AT_SIZED);
@@ -3871,7 +3879,7 @@ static TN_NOINLINE bool tn_h1_head_byte(tn_h1 *h, uint8_t c)
     if (end < 0 || h->taken++ == TN_H1_HEAD_MAX) return false;
     if (end == 0 && h->cr) return true;
     if (h->state == TN_H1_AT_START) {
-        if (end == 0) return h->is_request ? tn_h1_request_line(h, c) : tn_h1_status_line(h, c);
+        if (end == 0) return tn_h1_asks(h) ? tn_h1_request_line(h, c) : tn_h1_status_line(h, c);
         if (!tn_h1_start_end(h)) return false;
         tn_h1_enter(h, TN_H1_AT_NAME);
         return true;
@@ -4279,14 +4287,14 @@ static void tn_hp_wr_field(tn_wr *w, uint32_t index, const char *value)
     tn_hp_wr_string(w, value);
 }
 
-static void tn_hp_wr_number(tn_wr *w, uint32_t index, uint64_t value)
+static void tn_hp_wr_number(tn_wr *w, uint32_t index, uint32_t value)
 {
-    uint64_t v   = value;
-    uint32_t len = 1;
-    while ((v /= 10) != 0) len++;
-    tn_hp_wr_int(w, 0, 15, index);
-    tn_hp_wr_int(w, 0, 127, len);
-    tn_wr_dec(w, value);
+    char  text[11];
+    tn_wr t;
+    tn_wr_over(&t, text, sizeof text);
+    tn_wr_dec(&t, value);
+    tn_wr_u8(&t, 0);
+    tn_hp_wr_field(w, index, text);
 }
 
 /* ---- HTTP/2 (RFC 9113) ---- */
@@ -4295,7 +4303,7 @@ enum { TN_H2_STREAMS = 4, TN_H2_FRAME_HEAD = 9 };
 #define TN_H2_WINDOW     ((int32_t)1 << 20)  /* of the connection and of each stream       */
 #define TN_H2_RAISE      983041ul           /* from the 65,535 a connection begins with   */
 #define TN_H2_FRAME_MAX  16384ul            /* the smallest limit one may announce        */
-#define TN_H2_NO_LENGTH  UINT64_MAX
+#define TN_H2_NO_LENGTH  UINT32_MAX
 #define TN_H2_ID_MAX     0x7ffffffful
 
 /* Numbers that no honest peer reaches. */
@@ -4343,9 +4351,7 @@ enum { TN_H2_DUE_FIRST = 1, TN_H2_DUE_PONG = 2, TN_H2_DUE_PING = 4, TN_H2_DUE_GO
 enum {
     TN_H2_GREETED    = 1,                   /* the peer's first SETTINGS came             */
     TN_H2_ACKED      = 2,                   /* our SETTINGS were acknowledged             */
-    TN_H2_LEAVING    = 4,                   /* GOAWAY came: no new streams                */
-    TN_H2_SMALL_HPACK = 8,                  /* the peer's table is below 4,096: say so    */
-    TN_H2_TOLD_HPACK = 16                   /* we did                                     */
+    TN_H2_LEAVING    = 4                    /* GOAWAY came: no new streams                */
 };
 
 /* What has happened on a stream. */
@@ -4418,7 +4424,26 @@ typedef struct tn_h2_event {
     size_t         len;
 } tn_h2_event;
 
-static const char tn_h2_preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/* Our first flight: preface (a client's), SETTINGS, and WINDOW_UPDATE for the connection.
+ * The window is TN_H2_WINDOW, raised from 65,535 by TN_H2_RAISE. */
+enum { TN_H2_PREFACE = 24, TN_H2_FIRST = TN_H2_PREFACE + 27 + 13 };
+static const char tn_h2_first[TN_H2_FIRST + 1] =
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    "\0\0\x12" "\4" "\0" "\0\0\0\0"
+    "\0\1" "\0\0\0\0"                        /* HEADER_TABLE_SIZE: see tn_hp               */
+    "\0\2" "\0\0\0\0"                        /* ENABLE_PUSH                                */
+    "\0\4" "\0\x10\0\0"                      /* INITIAL_WINDOW_SIZE                        */
+    "\0\0\4" "\10" "\0" "\0\0\0\0" "\0\x0f\0\1";
+#if TAILNET_SERVER
+static const char tn_h2_first_of_server[TN_H2_FIRST - TN_H2_PREFACE + 1] =
+    "\0\0\x12" "\4" "\0" "\0\0\0\0"
+    "\0\3" "\0\0\0\4"                        /* MAX_CONCURRENT_STREAMS: TN_H2_STREAMS      */
+    "\0\6" "\0\0\x40\0"                      /* MAX_HEADER_LIST_SIZE: TN_HP_BLOCK_MAX      */
+    "\0\4" "\0\x10\0\0"
+    "\0\0\4" "\10" "\0" "\0\0\0\0" "\0\x0f\0\1";
+#endif
+TN_STATIC_ASSERT(h2_first_says_so, TN_H2_STREAMS == 4 && TN_HP_BLOCK_MAX == 0x4000 &&
+                                   TN_H2_WINDOW == 0x100000 && TN_H2_RAISE == 0xf0001ul);
 
 /* Our own PING: sent at most one at a time, so it needs no number. */
 static const uint8_t tn_h2_probe[8] = { 't', 'a', 'i', 'l', 'n', 'e', 't', '?' };
@@ -4573,27 +4598,18 @@ static bool tn_h2_put_u32(tn_wr *w, unsigned type, uint32_t stream, uint32_t v)
     return tn_h2_put(w, type, 0, stream, b, 4);
 }
 
-static void tn_h2_wr_setting(tn_wr *w, unsigned number, uint32_t value)
+static bool tn_h2_put_first(const tn_h2 *h, tn_wr *w)
 {
-    tn_wr_u16be(w, number);
-    tn_wr_u32be(w, value);
-}
-
-/* The first flight: preface, SETTINGS, and the raised window of the connection. */
-static bool tn_h2_put_first(tn_h2 *h, tn_wr *w)
-{
-    if (!tn_h2_fits(w, 24 + TN_H2_FRAME_HEAD + 18 + TN_H2_FRAME_HEAD + 4)) return false;
-    if (!tn_h2_serves(h)) tn_wr_text(w, tn_h2_preface);
-    tn_h2_wr_head(w, 18, TN_H2_T_SETTINGS, 0, 0);
+    if (!tn_h2_fits(w, TN_H2_FIRST)) return false;
+#if TAILNET_SERVER
     if (tn_h2_serves(h)) {
-        tn_h2_wr_setting(w, 3, TN_H2_STREAMS);
-        tn_h2_wr_setting(w, 6, TN_HP_BLOCK_MAX);
-    } else {
-        tn_h2_wr_setting(w, 1, 0);          /* HEADER_TABLE_SIZE: see tn_hp               */
-        tn_h2_wr_setting(w, 2, 0);          /* ENABLE_PUSH                                */
+        tn_wr_bytes(w, tn_h2_first_of_server, TN_H2_FIRST - TN_H2_PREFACE);
+        return true;
     }
-    tn_h2_wr_setting(w, 4, (uint32_t)TN_H2_WINDOW);
-    return tn_h2_put_u32(w, TN_H2_T_WINDOW_UPDATE, 0, TN_H2_RAISE);
+#endif
+    (void)h;
+    tn_wr_bytes(w, tn_h2_first, TN_H2_FIRST);
+    return true;
 }
 
 /* Credit, once more than half of a window is used up: seldom, and never too late. */
@@ -4635,12 +4651,12 @@ static bool tn_h2_put_answers(tn_h2 *h, tn_wr *w)
            tn_h2_put_ping(h, w, TN_H2_DUE_PING, 0, tn_h2_probe);
 }
 
-/* The last frame. A client has processed no stream of the peer. */
+/* The last frame, of servers: a client that closes the connection says as much. */
 static bool tn_h2_put_goaway(tn_h2 *h, tn_wr *w)
 {
     uint8_t b[8];
     if ((h->due & TN_H2_DUE_GOAWAY) == 0) return true;
-    tn_put_u32be(b, tn_h2_serves(h) ? h->last_id : 0);
+    tn_put_u32be(b, h->last_id);
     tn_put_u32be(b + 4, h->code);
     if (!tn_h2_put(w, TN_H2_T_GOAWAY, 0, 0, b, 8)) return false;
     h->due = (uint8_t)(h->due & ~(unsigned)TN_H2_DUE_GOAWAY);
@@ -4656,7 +4672,7 @@ static bool tn_h2_flush(tn_h2 *h, tn_wr *w)
         if (!tn_h2_put_first(h, w)) return false;
         h->due = (uint8_t)(h->due & ~(unsigned)TN_H2_DUE_FIRST);
     }
-    if (h->state == TN_H2_FAILED_FOR_GOOD) return tn_h2_put_goaway(h, w);
+    if (h->state == TN_H2_FAILED_FOR_GOOD) return !tn_h2_serves(h) || tn_h2_put_goaway(h, w);
     if (!tn_h2_put_answers(h, w) || !tn_h2_put_credit(w, 0, &h->recv_window)) return false;
     for (i = 0; i < TN_H2_STREAMS; i++)
         if (!tn_h2_put_stream(w, &h->streams[i])) return false;
@@ -4678,31 +4694,37 @@ static TN_MAYBE_UNUSED bool tn_h2_wants_flush(tn_h2 *h)
 /* Asks the peer for a sign of life: TN_H2_PING_ACK. */
 static void tn_h2_ping(tn_h2 *h) { h->due = (uint8_t)(h->due | TN_H2_DUE_PING); }
 
+/* A stream on which we may still say something, or NULL. */
+static tn_h2_stream *tn_h2_open_to_us(tn_h2 *h, uint32_t id)
+{
+    tn_h2_stream *s = tn_h2_alive(h, id);
+    if (s == NULL || (s->marks & TN_H2_SENT_ALL) != 0 || h->state == TN_H2_FAILED_FOR_GOOD)
+        return NULL;
+    return s;
+}
+
 /* The body bytes that one DATA frame may carry now: what both windows, the peer's limit
  * and the room behind the frame's head allow. 0: wait, or the stream is no more. */
 static size_t tn_h2_data_room(tn_h2 *h, uint32_t stream, const tn_wr *w)
 {
-    tn_h2_stream *s = tn_h2_alive(h, stream);
-    uint32_t      n = h->peer_frame;
-    size_t        room;
-    if (s == NULL || (s->marks & TN_H2_SENT_ALL) != 0 || s->send_window <= 0 ||
-        h->send_window <= 0 || h->state == TN_H2_FAILED_FOR_GOOD ||
-        !tn_h2_fits(w, TN_H2_FRAME_HEAD))
-        return 0;
-    if (n > (uint32_t)s->send_window) n = (uint32_t)s->send_window;
-    if (n > (uint32_t)h->send_window) n = (uint32_t)h->send_window;
+    const tn_h2_stream *s = tn_h2_open_to_us(h, stream);
+    int32_t             n = (int32_t)h->peer_frame;
+    size_t              room;
+    if (s == NULL || !tn_h2_fits(w, TN_H2_FRAME_HEAD)) return 0;
+    if (n > s->send_window) n = s->send_window;         /* below 0: see tn_h2_setting     */
+    if (n > h->send_window) n = h->send_window;
+    if (n <= 0) return 0;
     room = w->cap - w->total - TN_H2_FRAME_HEAD;
-    return room < n ? room : (size_t)n;
+    return room < (size_t)n ? room : (size_t)n;
 }
 
 /* The head of a DATA frame of len bytes, at most tn_h2_data_room. The caller writes exactly
  * so many behind it. end: nothing follows on this stream; alone it may go with len 0. */
 static bool tn_h2_data_head(tn_h2 *h, tn_wr *w, uint32_t stream, size_t len, bool end)
 {
-    tn_h2_stream *s = tn_h2_alive(h, stream);
-    if (s == NULL || (s->marks & TN_H2_SENT_ALL) != 0 || h->state == TN_H2_FAILED_FOR_GOOD ||
-        (len == 0 ? !end || !tn_h2_fits(w, TN_H2_FRAME_HEAD)
-                  : len > tn_h2_data_room(h, stream, w)))
+    tn_h2_stream *s = tn_h2_open_to_us(h, stream);
+    if (s == NULL || !tn_h2_fits(w, TN_H2_FRAME_HEAD) || (len == 0 && !end) ||
+        len > tn_h2_data_room(h, stream, w))
         return false;
     tn_h2_wr_head(w, (uint32_t)len, TN_H2_T_DATA, end ? (unsigned)TN_H2_F_END_STREAM : 0u,
                   stream);
@@ -4724,44 +4746,25 @@ static TN_MAYBE_UNUSED size_t tn_h2_data(tn_h2 *h, tn_wr *w, uint32_t stream, co
     return n;
 }
 
-/* A header block begins: a peer that shrank its table must hear that ours, never used,
- * shrank as well (RFC 7541 section 4.2). */
-static void tn_h2_wr_table(const tn_h2 *h, tn_wr *w)
-{
-    if ((h->marks & TN_H2_SMALL_HPACK) != 0 && (h->marks & TN_H2_TOLD_HPACK) == 0)
-        tn_wr_u8(w, 0x20);
-}
-
-static void tn_h2_told_table(tn_h2 *h)
-{
-    if ((h->marks & TN_H2_SMALL_HPACK) != 0) h->marks = (uint8_t)(h->marks | TN_H2_TOLD_HPACK);
-}
-
 typedef struct tn_h2_request {
     const char *method;
     const char *path;
     const char *authority;
-    const char *lb[2];                      /* values of ts-lb, or NULL                   */
-    uint64_t    length;                     /* of the body, or TN_H2_NO_LENGTH            */
+    uint32_t    length;                     /* of the body, or TN_H2_NO_LENGTH            */
     bool        end;                        /* there is no body                           */
 } tn_h2_request;
 
-static void tn_h2_wr_request(const tn_h2 *h, tn_wr *w, const tn_h2_request *rq)
+/* A header block begins: our table, never used, has size 0. A peer that shrinks its own
+ * has to hear that (RFC 7541 section 4.2), and nobody minds to hear it again. */
+static void tn_h2_wr_table(tn_wr *w) { tn_wr_u8(w, 0x20); }
+
+static void tn_h2_wr_request(tn_wr *w, const tn_h2_request *rq)
 {
-    unsigned i;
-    tn_h2_wr_table(h, w);
-    if (tn_is(rq->method, strlen(rq->method), "POST"))     tn_wr_u8(w, 0x83);
-    else if (tn_is(rq->method, strlen(rq->method), "GET")) tn_wr_u8(w, 0x82);
-    else                                                   tn_hp_wr_field(w, 2, rq->method);
+    tn_h2_wr_table(w);
+    tn_hp_wr_field(w, 2, rq->method);
     tn_wr_u8(w, 0x87);                      /* :scheme https, whatever carries it         */
     tn_hp_wr_field(w, 4, rq->path);
     tn_hp_wr_field(w, 1, rq->authority);
-    for (i = 0; i < 2; i++) {
-        if (rq->lb[i] == NULL) continue;
-        tn_wr_u8(w, 0);
-        tn_hp_wr_string(w, "ts-lb");
-        tn_hp_wr_string(w, rq->lb[i]);
-    }
     if (rq->length != TN_H2_NO_LENGTH) tn_hp_wr_number(w, 28, rq->length);
 }
 
@@ -4783,7 +4786,7 @@ static TN_NOINLINE uint32_t tn_h2_open(tn_h2 *h, tn_wr *w, const tn_h2_request *
     tn_wr         count;
     tn_h2_stream *s;
     tn_wr_over(&count, NULL, 0);
-    tn_h2_wr_request(h, &count, rq);
+    tn_h2_wr_request(&count, rq);
     if (!tn_h2_can_open(h) || count.total > TN_H2_FRAME_MAX ||
         !tn_h2_fits(w, TN_H2_FRAME_HEAD + count.total))
         return 0;
@@ -4791,37 +4794,34 @@ static TN_NOINLINE uint32_t tn_h2_open(tn_h2 *h, tn_wr *w, const tn_h2_request *
     if (s == NULL) return 0;
     tn_h2_wr_head(w, (uint32_t)count.total, TN_H2_T_HEADERS,
                   TN_H2_F_END_HEADERS | (rq->end ? (unsigned)TN_H2_F_END_STREAM : 0u), s->id);
-    tn_h2_wr_request(h, w, rq);
-    tn_h2_told_table(h);
+    tn_h2_wr_request(w, rq);
     if (rq->end) tn_h2_said_all(h, s, TN_H2_SENT_ALL);
     return s->id;
 }
 
-static void tn_h2_wr_answer(const tn_h2 *h, tn_wr *w, unsigned status, const char *type,
-                            uint64_t length)
+static void tn_h2_wr_answer(tn_wr *w, unsigned status, const char *type, uint64_t length)
 {
-    tn_h2_wr_table(h, w);
+    tn_h2_wr_table(w);
     if (status == 200) tn_wr_u8(w, 0x88);
     else               tn_hp_wr_number(w, 8, status);
     if (type != NULL) tn_hp_wr_field(w, 31, type);
-    if (length != TN_H2_NO_LENGTH) tn_hp_wr_number(w, 28, length);
+    if (length < TN_H2_NO_LENGTH) tn_hp_wr_number(w, 28, (uint32_t)length);
 }
 
 /* A server's answer up to its body. False, with nothing written: no room, or no stream. */
 static TN_MAYBE_UNUSED bool tn_h2_answer(tn_h2 *h, tn_wr *w, uint32_t stream, unsigned status,
                                          const char *type, uint64_t length, bool end)
 {
-    tn_h2_stream *s = tn_h2_alive(h, stream);
+    tn_h2_stream *s = tn_h2_open_to_us(h, stream);
     tn_wr         count;
     tn_wr_over(&count, NULL, 0);
-    tn_h2_wr_answer(h, &count, status, type, length);
-    if (s == NULL || (s->marks & TN_H2_SENT_ALL) != 0 || h->state == TN_H2_FAILED_FOR_GOOD ||
-        count.total > TN_H2_FRAME_MAX || !tn_h2_fits(w, TN_H2_FRAME_HEAD + count.total))
+    tn_h2_wr_answer(&count, status, type, length);
+    if (s == NULL || count.total > TN_H2_FRAME_MAX ||
+        !tn_h2_fits(w, TN_H2_FRAME_HEAD + count.total))
         return false;
     tn_h2_wr_head(w, (uint32_t)count.total, TN_H2_T_HEADERS,
                   TN_H2_F_END_HEADERS | (end ? (unsigned)TN_H2_F_END_STREAM : 0u), stream);
-    tn_h2_wr_answer(h, w, status, type, length);
-    tn_h2_told_table(h);
+    tn_h2_wr_answer(w, status, type, length);
     if (end) tn_h2_said_all(h, s, TN_H2_SENT_ALL);
     return true;
 }
@@ -4840,9 +4840,7 @@ static bool tn_h2_widen(int32_t *window, int32_t by)
 static void tn_h2_setting(tn_h2 *h, unsigned number, uint32_t v, tn_h2_event *ev)
 {
     unsigned i;
-    if (number == 1) {
-        if (v < 4096) h->marks = (uint8_t)(h->marks | TN_H2_SMALL_HPACK);
-    } else if (number == 2) {
+    if (number == 2) {
         if (v > (tn_h2_serves(h) ? 1u : 0u)) tn_h2_fail(h, TN_H2_PROTOCOL_ERROR, ev);
     } else if (number == 3) {
         h->peer_streams = v > 255 ? (uint8_t)255 : (uint8_t)v;
@@ -5204,9 +5202,9 @@ static bool tn_h2_collect(tn_h2 *h, tn_rd *in, unsigned need)
 /* A server's first bytes. */
 static void tn_h2_greet(tn_h2 *h, tn_rd *in, tn_h2_event *ev)
 {
-    if (tn_rd_u8(in) != (uint8_t)tn_h2_preface[h->part_len++])
+    if (tn_rd_u8(in) != (uint8_t)tn_h2_first[h->part_len++])
         tn_h2_fail(h, TN_H2_PROTOCOL_ERROR, ev);
-    else if (h->part_len == sizeof tn_h2_preface - 1)
+    else if (h->part_len == TN_H2_PREFACE)
         tn_h2_enter(h, TN_H2_AT_HEAD);
 }
 
@@ -6358,6 +6356,830 @@ static TN_MAYBE_UNUSED void tn_stun_wr_response(tn_wr *w, const uint8_t id[12],
     for (i = 0; i < n; i++) tn_wr_u8(w, (unsigned)(mapped->ip[i] ^ mask[i]));
 }
 
+#if TAILNET_PORTMAP
+/* ======================================================================== *
+ * >>pmp — a port of the router that leads to our socket: PCP (RFC 6887),
+ * NAT-PMP (RFC 6886), UPnP-IGD 1 and 2.
+ *
+ * Owns:    one mapping and what is needed to ask for it.
+ * Calls:   >>base.
+ * States:  IDLE -> PROBE -> MAP -> HELD, UPnP instead of MAP: GET -> ASK -> ADD.
+ *          HELD -> MAP or ASK to renew. Nothing answers: WAIT -> PROBE. RELEASE
+ *          gives back, then IDLE or PROBE. From every state to IDLE.
+ * Always:  every state but IDLE has a deadline. An answer is believed once and
+ *          only after its question. An answer never lengthens a time-out.
+ * Trust:   only the gateway's address is listened to, and it can be forged by
+ *          anybody in the local network; PCP also carries our nonce. HTTP goes
+ *          to the gateway only. What a liar gains is a wrong address in our
+ *          list of addresses, which peers try and find dead.
+ * ======================================================================== */
+
+typedef enum tn_pmp_state {
+    TN_PMP_IDLE, TN_PMP_PROBE, TN_PMP_MAP, TN_PMP_GET, TN_PMP_ASK, TN_PMP_ADD, TN_PMP_HELD,
+    TN_PMP_WAIT, TN_PMP_RELEASE
+} tn_pmp_state;
+
+/* What step wants of the node. */
+typedef enum tn_pmp_want { TN_PMP_NOTHING, TN_PMP_SEND, TN_PMP_HTTP } tn_pmp_want;
+
+/* Services of the gateway; PROBED: the others are known. */
+enum { TN_PMP_HAS_PCP = 1, TN_PMP_HAS_PMP = 2, TN_PMP_HAS_UPNP = 4, TN_PMP_PROBED = 8 };
+
+enum { TN_PMP_NEWS_MAPPING = 1, TN_PMP_NEWS_REPORT = 2 };
+
+/* Questions, in the order in which they are put. */
+enum {
+    TN_PMP_Q_ANNOUNCE = 1, TN_PMP_Q_ADDRESS = 2, TN_PMP_Q_PCP = 4, TN_PMP_Q_PMP = 8,
+    TN_PMP_Q_NEAR = 16, TN_PMP_Q_ALL = 32, TN_PMP_Q_HTTP = 64,
+#if TAILNET_UPNP
+    TN_PMP_Q_PROBE = 1 | 2 | 16 | 32
+#else
+    TN_PMP_Q_PROBE = 1 | 2
+#endif
+};
+
+enum {
+    TN_PMP_STATES    = 9,
+    TN_PMP_DATAGRAM  = 192,                 /* the longest one                    */
+    TN_PMP_PORT      = 5351,
+    TN_PMP_SSDP_PORT = 1900,
+    TN_PMP_LIFE_S    = 7200,
+    TN_PMP_LIFE_LEAST_S = 60,               /* less is as good as a refusal       */
+    TN_PMP_REPEATS   = 5,
+    TN_PMP_PORTS     = 4,                   /* tried until UPnP has a free one    */
+    TN_PMP_LIMIT_MS  = 5000                 /* for a mapping                      */
+};
+#define TN_PMP_TRUST_MS 600000ul            /* also the longest wait              */
+
+#if TAILNET_UPNP
+enum { TN_PMP_TEXT = 128, TN_PMP_NAME = 24 };
+
+typedef enum tn_pmp_part { TN_PMP_HEAD, TN_PMP_CHUNK, TN_PMP_BODY } tn_pmp_part;
+typedef enum tn_pmp_mark { TN_PMP_IN_TEXT, TN_PMP_IN_NAME, TN_PMP_IN_TAG } tn_pmp_mark;
+
+/* An HTTP answer byte by byte: one line of its head, or the name of the last
+ * tag and the text behind it. What does not fit is like nothing we look for. */
+typedef struct tn_pmp_reader {
+    tn_pmp_part part;
+    tn_pmp_mark mark;
+    bool        chunked;
+    uint8_t     text_len, name_len;
+    uint8_t     seen;                       /* services that would do             */
+    uint8_t     kind;                       /* 1 + index of urn; 0: another one   */
+    uint16_t    status;
+    uint32_t    left;                       /* of the chunk                       */
+    char        text[TN_PMP_TEXT], name[TN_PMP_NAME];
+} tn_pmp_reader;
+#endif
+
+typedef struct tn_pmp {
+    tn_pmp_state state;
+    uint8_t      way;                       /* HAS_: who maps                     */
+    uint8_t      services, seen, refused;   /* known, by this probe, in this turn */
+    uint8_t      due, open;                 /* Q_: to be put; put, not answered   */
+    uint8_t      news;
+    uint8_t      tries, failures;
+    bool         mapped;                    /* external and its port are true     */
+    bool         forever;                   /* UPnP: only permanent mappings      */
+    uint8_t      gateway[4], own[4], address[4], external[4];
+    uint8_t      nonce[12];
+    uint16_t     port, port_next;           /* of our socket: mapped; as it is    */
+    uint16_t     external_port, want_port;
+    uint32_t     life_s, epoch_s;
+    uint64_t     epoch_ms;                  /* when the gateway said epoch_s      */
+    uint64_t     deadline_ms, renew_ms, end_ms;
+#if TAILNET_UPNP
+    uint16_t      http_port;
+    uint8_t       kind, nth;                /* of the service; which one to take  */
+    char          path[TN_PMP_TEXT];        /* of the description, of the service */
+    tn_pmp_reader in;
+#endif
+} tn_pmp;
+
+/* From row to column: may that happen? */
+static const uint16_t tn_pmp_arrows[TN_PMP_STATES] = {
+    /* IDLE    */ 1u << TN_PMP_PROBE,
+    /* PROBE   */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_MAP | 1u << TN_PMP_GET |
+                  1u << TN_PMP_WAIT,
+    /* MAP     */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_MAP | 1u << TN_PMP_GET |
+                  1u << TN_PMP_WAIT | 1u << TN_PMP_HELD,
+    /* GET     */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_ASK | 1u << TN_PMP_WAIT,
+    /* ASK     */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_ADD | 1u << TN_PMP_WAIT,
+    /* ADD     */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_ADD | 1u << TN_PMP_WAIT |
+                  1u << TN_PMP_HELD,
+    /* HELD    */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_MAP | 1u << TN_PMP_ASK |
+                  1u << TN_PMP_HELD,
+    /* WAIT    */ 1u << TN_PMP_IDLE | 1u << TN_PMP_RELEASE | 1u << TN_PMP_PROBE |
+                  1u << TN_PMP_GET,
+    /* RELEASE */ 1u << TN_PMP_IDLE
+};
+
+/* When a repeat of a mapping request follows; 5 s in all. */
+static const uint16_t tn_pmp_repeat_ms[TN_PMP_REPEATS] = { 250, 500, 1000, 2000, 1250 };
+
+static const uint16_t tn_pmp_patience_ms[TN_PMP_STATES] = {
+    /* IDLE */ 0, /* PROBE */ 250, /* MAP */ 250, /* GET */ 5000, /* ASK */ 5000, /* ADD */ 5000,
+    /* HELD */ 0 /* see enter */, /* WAIT */ 30000, /* RELEASE */ 5000
+};
+
+/* ---- the machine ---- */
+
+/* The only place where state changes. Puts the state's questions; whatever was
+ * open is forgotten. */
+static TN_NOINLINE void tn_pmp_enter(tn_pmp *p, tn_pmp_state next, uint64_t now_ms)
+{
+    uint32_t patience_ms = tn_pmp_patience_ms[next];
+    unsigned questions   = 0;
+
+    TAILNET_ASSERT((tn_pmp_arrows[p->state] >> next & 1u) != 0);
+    p->state = next;
+    p->open  = 0;
+    if (next != TN_PMP_ADD) p->tries = 0;
+    if (next == TN_PMP_PROBE) {
+        p->seen    = 0;
+        p->refused = 0;
+        questions  = TN_PMP_Q_PROBE;
+    } else if (next == TN_PMP_HELD) {
+        p->failures = 0;
+        patience_ms = (uint32_t)tn_min64(p->renew_ms - now_ms, TN_PMP_TRUST_MS);
+    } else if (next == TN_PMP_WAIT) {
+        patience_ms <<= p->failures;
+        if (patience_ms < TN_PMP_TRUST_MS) p->failures++;
+        else                               patience_ms = TN_PMP_TRUST_MS;
+    } else if (next != TN_PMP_IDLE) {
+        questions = TN_PMP_Q_HTTP;
+        if (p->way == TN_PMP_HAS_PCP) questions = TN_PMP_Q_PCP;
+        if (p->way == TN_PMP_HAS_PMP) questions = TN_PMP_Q_PMP;
+        if (questions == TN_PMP_Q_PMP && next == TN_PMP_MAP) questions |= TN_PMP_Q_ADDRESS;
+    }
+    p->due         = (uint8_t)questions;
+    p->deadline_ms = tn_time_add(now_ms, patience_ms);
+}
+
+static void tn_pmp_lose(tn_pmp *p)
+{
+    if (p->mapped) p->news |= TN_PMP_NEWS_MAPPING;
+    p->mapped = false;
+}
+
+static void tn_pmp_know(tn_pmp *p, unsigned services)
+{
+    if (p->services != services) p->news |= TN_PMP_NEWS_REPORT;
+    p->services = (uint8_t)services;
+}
+
+/* The next service that answered and did not refuse, or a pause. */
+static void tn_pmp_next(tn_pmp *p, uint64_t now_ms)
+{
+    unsigned left = p->seen & ~(unsigned)p->refused;
+    if (left != 0) p->way = (uint8_t)(left & (0u - left));
+    tn_pmp_enter(p, left == 0                   ? TN_PMP_WAIT
+                    : p->way == TN_PMP_HAS_UPNP ? TN_PMP_GET : TN_PMP_MAP, now_ms);
+}
+
+static TN_NOINLINE void tn_pmp_refuse(tn_pmp *p, uint64_t now_ms)
+{
+    p->refused |= p->way;
+    tn_pmp_next(p, now_ms);
+}
+
+/* Could anybody outside reach this address? Private ones are allowed: behind a
+ * second router they serve the machines in between. */
+static bool tn_pmp_good(const uint8_t ip[4])
+{
+    return ip[0] != 0 && ip[0] != 127 && ip[0] < 224;
+}
+
+/* What address says now is true outside. */
+static void tn_pmp_publish(tn_pmp *p)
+{
+    if (p->mapped && p->external_port == p->want_port && memcmp(p->external, p->address, 4) == 0)
+        return;
+    p->mapped        = true;
+    p->external_port = p->want_port;
+    p->news |= TN_PMP_NEWS_MAPPING;
+    memcpy(p->external, p->address, 4);
+}
+
+/* The gateway granted want_port at address for life_s. */
+static void tn_pmp_grant(tn_pmp *p, uint64_t now_ms)
+{
+    uint32_t life = p->life_s < TN_PMP_LIFE_S ? p->life_s : (uint32_t)TN_PMP_LIFE_S;
+    if (life < TN_PMP_LIFE_LEAST_S || p->want_port == 0 || !tn_pmp_good(p->address)) {
+        tn_pmp_refuse(p, now_ms);
+        return;
+    }
+    tn_pmp_publish(p);
+    p->renew_ms = tn_time_add(now_ms, life * 500u);
+    p->end_ms   = tn_time_add(now_ms, life * (uint32_t)1000ul);
+    tn_pmp_enter(p, TN_PMP_HELD, now_ms);
+}
+
+/* Given back, or given up. */
+static void tn_pmp_released(tn_pmp *p, uint64_t now_ms)
+{
+    tn_pmp_enter(p, TN_PMP_IDLE, now_ms);
+    p->port = p->port_next;
+    if (p->port != 0) tn_pmp_enter(p, TN_PMP_PROBE, now_ms);
+}
+
+static void tn_pmp_leave(tn_pmp *p, uint16_t port_next, uint64_t now_ms)
+{
+    p->port_next = port_next;
+    if (p->mapped)                       tn_pmp_enter(p, TN_PMP_RELEASE, now_ms);
+    else if (p->state != TN_PMP_RELEASE) tn_pmp_released(p, now_ms);
+    tn_pmp_lose(p);
+}
+
+/* Asks once more for what we have. */
+static void tn_pmp_renew(tn_pmp *p, uint64_t now_ms)
+{
+    p->seen    = p->way;
+    p->refused = 0;
+    tn_pmp_enter(p, p->way == TN_PMP_HAS_UPNP ? TN_PMP_ASK : TN_PMP_MAP, now_ms);
+}
+
+/* The state's deadline has come. */
+static void tn_pmp_late(tn_pmp *p, uint64_t now_ms)
+{
+    switch (p->state) {
+    case TN_PMP_IDLE:
+        return;
+    case TN_PMP_PROBE:
+        tn_pmp_know(p, TN_PMP_PROBED | p->seen);
+        tn_pmp_next(p, now_ms);
+        return;
+    case TN_PMP_MAP:
+        if (++p->tries == TN_PMP_REPEATS) {
+            tn_pmp_refuse(p, now_ms);
+            return;
+        }
+        p->due         = p->open;
+        p->deadline_ms = tn_time_add(now_ms, tn_pmp_repeat_ms[p->tries]);
+        return;
+    case TN_PMP_GET:
+    case TN_PMP_ASK:
+    case TN_PMP_ADD:
+        tn_pmp_refuse(p, now_ms);
+        return;
+    case TN_PMP_HELD:
+        if (now_ms >= p->renew_ms) {
+            tn_pmp_renew(p, now_ms);
+            return;
+        }
+        tn_pmp_enter(p, TN_PMP_HELD, now_ms);
+        p->due = p->way == TN_PMP_HAS_PCP   ? TN_PMP_Q_ANNOUNCE
+                 : p->way == TN_PMP_HAS_PMP ? TN_PMP_Q_ADDRESS : 0;
+        return;
+    case TN_PMP_WAIT:
+        tn_pmp_enter(p, TN_PMP_PROBE, now_ms);
+        return;
+    case TN_PMP_RELEASE:
+        tn_pmp_released(p, now_ms);
+        return;
+    }
+}
+
+/* Every answer tells the seconds since the gateway began. Has it begun anew
+ * since (RFC 6886 section 3.6)? Its clock may be slow by an eighth. */
+static bool tn_pmp_rebooted(tn_pmp *p, uint32_t epoch_s, uint64_t now_ms)
+{
+    uint32_t passed = (uint32_t)(now_ms - p->epoch_ms) / 1000u;
+    uint32_t least  = p->epoch_s + (passed - passed / 8) - 2;
+    p->epoch_s      = epoch_s;
+    p->epoch_ms     = now_ms;
+    return epoch_s - least > (uint32_t)0x7ffffffful;   /* below it, on a circle    */
+}
+
+/* The gateway tells that it is there, NAT-PMP also with its address. */
+static void tn_pmp_told(tn_pmp *p, unsigned way, uint32_t epoch_s, uint64_t now_ms)
+{
+    if (p->state == TN_PMP_PROBE) p->seen |= (uint8_t)way;
+    if (p->state != TN_PMP_HELD) return;
+    if (tn_pmp_rebooted(p, epoch_s, now_ms)) {
+        p->end_ms = tn_min64(p->end_ms, tn_time_add(now_ms, TN_PMP_LIMIT_MS));
+        tn_pmp_renew(p, now_ms);
+    } else if (way == TN_PMP_HAS_PMP && tn_pmp_good(p->address)) {
+        tn_pmp_publish(p);
+    }
+}
+
+/* MAP has an answer to each of its questions, or a refusal. */
+static void tn_pmp_map_told(tn_pmp *p, unsigned result, uint32_t epoch_s, uint64_t now_ms)
+{
+    (void)tn_pmp_rebooted(p, epoch_s, now_ms);
+    if (result != 0)       tn_pmp_refuse(p, now_ms);
+    else if (p->open == 0) tn_pmp_grant(p, now_ms);
+}
+
+/* Was this asked? Then not again. */
+static TN_NOINLINE bool tn_pmp_asked(tn_pmp *p, unsigned question)
+{
+    bool asked = (p->open & question) != 0;
+    p->open    = (uint8_t)(p->open & ~question);
+    return asked;
+}
+
+/* RFC 6886 sections 3.2 and 3.3. A refusal may lack its last fields. */
+static void tn_pmp_pmp_answer(tn_pmp *p, tn_rd *r, uint64_t now_ms)
+{
+    unsigned op     = tn_rd_u16be(r);
+    unsigned result = tn_rd_u16be(r);
+    uint32_t epoch  = tn_rd_u32be(r);
+    if (op == 0x80) {
+        const uint8_t *ip = tn_rd_bytes(r, result == 0 ? 4 : 0);
+        if (!tn_rd_ok(r) || !tn_pmp_asked(p, TN_PMP_Q_ADDRESS)) return;
+        if (result == 0) memcpy(p->address, ip, 4);
+        if (p->state == TN_PMP_MAP) tn_pmp_map_told(p, result, epoch, now_ms);
+        else if (result == 0)       tn_pmp_told(p, TN_PMP_HAS_PMP, epoch, now_ms);
+    } else if (op == 0x81) {
+        unsigned internal = tn_rd_u16be(r), external = tn_rd_u16be(r);
+        uint32_t life     = tn_rd_u32be(r);
+        if (!tn_rd_ok(r) || internal != p->port || !tn_pmp_asked(p, TN_PMP_Q_PMP)) return;
+        p->want_port = (uint16_t)external;
+        p->life_s    = life;
+        tn_pmp_map_told(p, result, epoch, now_ms);
+    }
+}
+
+/* RFC 6887 sections 7.2, 11.1 and 14.1. */
+static void tn_pmp_pcp_answer(tn_pmp *p, tn_rd *r, uint64_t now_ms)
+{
+    const uint8_t *head = tn_rd_bytes(r, 24), *nonce, *protocol;
+    unsigned       internal, external;
+    uint32_t       epoch, high, low, mark;
+
+    if (head == NULL) return;
+    epoch = tn_get_u32be(head + 8);
+    if (head[1] == 0x80 && tn_pmp_asked(p, TN_PMP_Q_ANNOUNCE) && head[3] == 0)
+        tn_pmp_told(p, TN_PMP_HAS_PCP, epoch, now_ms);
+    nonce    = tn_rd_bytes(r, 12);
+    protocol = tn_rd_bytes(r, 4);
+    internal = tn_rd_u16be(r);
+    external = tn_rd_u16be(r);
+    high     = tn_rd_u32be(r);
+    low      = tn_rd_u32be(r);
+    mark     = tn_rd_u32be(r);
+    if (head[1] != 0x81 || r->left < 4 || protocol[0] != 17 || internal != p->port ||
+        !tn_equal(nonce, p->nonce, 12) || !tn_pmp_asked(p, TN_PMP_Q_PCP))
+        return;
+    tn_rd_copy(r, p->address, 4);
+    p->want_port = (uint16_t)external;
+    p->life_s    = tn_get_u32be(head + 4);
+    if ((high | low) != 0 || mark != 0xffff) p->want_port = 0;         /* not IPv4 */
+    tn_pmp_map_told(p, head[3], epoch, now_ms);
+}
+
+static void tn_pmp_wr_pcp(const tn_pmp *p, tn_wr *w, bool map, uint32_t life_s, unsigned external)
+{
+    tn_wr_u16be(w, map ? 0x0201 : 0x0200);
+    tn_wr_u16be(w, 0);
+    tn_wr_u32be(w, life_s);
+    tn_wr_zero(w, 10);
+    tn_wr_u16be(w, 0xffff);
+    tn_wr_bytes(w, p->own, 4);
+    if (!map) return;
+    tn_wr_bytes(w, p->nonce, 12);
+    tn_wr_u32be(w, (uint32_t)17 << 24);
+    tn_wr_u16be(w, p->port);
+    tn_wr_u16be(w, external);
+    tn_wr_zero(w, 10);
+    tn_wr_u16be(w, 0xffff);
+    tn_wr_u32be(w, 0);
+}
+
+static void tn_pmp_wr_pmp(const tn_pmp *p, tn_wr *w, uint32_t life_s, unsigned external)
+{
+    tn_wr_u32be(w, (uint32_t)1 << 16);
+    tn_wr_u16be(w, p->port);
+    tn_wr_u16be(w, external);
+    tn_wr_u32be(w, life_s);
+}
+
+#if TAILNET_UPNP
+/* ---- UPnP ---- */
+
+/* Services that map ports, by their rest. */
+static const char *const tn_pmp_urn[3] = { "IPConnection:1", "IPConnection:2", "PPPConnection:1" };
+static const char        tn_pmp_urn_begin[] = "urn:schemas-upnp-org:service:WAN";
+
+static void tn_pmp_wr_ip(tn_wr *w, const uint8_t ip[4])
+{
+    tailnet_addr a;
+    a.family = 4;
+    memcpy(a.ip, ip, 4);
+    tn_wr_ip(w, &a);
+}
+
+/* A text with the machine's values put in for % and a letter. */
+static TN_NOINLINE void tn_pmp_wr_form(const tn_pmp *p, tn_wr *w, const char *form)
+{
+    for (; *form != '\0'; form++) {
+        if (*form != '%') {
+            tn_wr_u8(w, (unsigned char)*form);
+            continue;
+        }
+        switch (*++form) {
+        case 'a':                           /* action                             */
+            tn_wr_text(w, p->state == TN_PMP_ASK   ? "GetExternalIPAddress"
+                          : p->state == TN_PMP_ADD ? "AddPortMapping" : "DeletePortMapping");
+            break;
+        case 'e': tn_wr_dec(w, p->state == TN_PMP_ADD ? p->want_port : p->external_port); break;
+        case 'g': tn_pmp_wr_ip(w, p->gateway); break;
+        case 'h': tn_wr_dec(w, p->http_port); break;
+        case 'i': tn_wr_dec(w, p->port); break;
+        case 'l': tn_wr_dec(w, p->forever ? 0u : (unsigned)TN_PMP_LIFE_S); break;
+        case 'o': tn_pmp_wr_ip(w, p->own); break;
+        case 'p': tn_wr_text(w, p->path); break;
+        default:                            /* u: the service                     */
+            tn_wr_text(w, tn_pmp_urn_begin);
+            tn_wr_text(w, tn_pmp_urn[p->kind]);
+        }
+    }
+}
+
+static void tn_pmp_wr_soap(const tn_pmp *p, tn_wr *w)
+{
+    tn_pmp_wr_form(p, w, "<?xml version=\"1.0\"?>\r\n<s:Envelope xmlns:s="
+                         "\"http://schemas.xmlsoap.org/soap/envelope/\" s:encodingStyle="
+                         "\"http://schemas.xmlsoap.org/soap/encoding/\"><s:Body>"
+                         "<u:%a xmlns:u=\"%u\">");
+    if (p->state != TN_PMP_ASK)
+        tn_pmp_wr_form(p, w, "<NewRemoteHost></NewRemoteHost><NewExternalPort>%e</NewExternalPort>"
+                             "<NewProtocol>UDP</NewProtocol>");
+    if (p->state == TN_PMP_ADD)
+        tn_pmp_wr_form(p, w, "<NewInternalPort>%i</NewInternalPort>"
+                             "<NewInternalClient>%o</NewInternalClient><NewEnabled>1</NewEnabled>"
+                             "<NewPortMappingDescription>tailnet</NewPortMappingDescription>"
+                             "<NewLeaseDuration>%l</NewLeaseDuration>");
+    tn_pmp_wr_form(p, w, "</u:%a></s:Body></s:Envelope>\r\n");
+}
+
+/* The whole request; a window of it, when w is one. */
+static void tn_pmp_http_request(const tn_pmp *p, tn_wr *w)
+{
+    tn_wr count;
+    tn_pmp_wr_form(p, w, p->state == TN_PMP_GET ? "GET" : "POST");
+    tn_pmp_wr_form(p, w, " %p HTTP/1.1\r\nHost: %g:%h\r\nConnection: close\r\n");
+    if (p->state != TN_PMP_GET) {
+        tn_wr_over(&count, NULL, 0);
+        tn_pmp_wr_soap(p, &count);
+        tn_pmp_wr_form(p, w, "Content-Type: text/xml; charset=\"utf-8\"\r\n"
+                             "SOAPAction: \"%u#%a\"\r\nContent-Length: ");
+        tn_wr_dec(w, count.total);
+        tn_wr_text(w, "\r\n");
+    }
+    tn_wr_text(w, "\r\n");
+    if (p->state != TN_PMP_GET) tn_pmp_wr_soap(p, w);
+}
+
+/* Does the text begin like this (in small letters)? */
+static bool tn_pmp_like(const char *text, size_t len, const char *begin)
+{
+    size_t i = 0;
+    while (begin[i] != '\0' && i < len && (text[i] | 0x20) == begin[i]) i++;
+    return begin[i] == '\0';
+}
+
+static bool tn_pmp_line(const tn_pmp_reader *x, const char *begin)
+{
+    return tn_pmp_like(x->text, x->text_len, begin);
+}
+
+/* "http://gateway[:port]/path", or a path alone. Nobody sends us anywhere else. */
+static bool tn_pmp_url(tn_pmp *p, const char *text, size_t len)
+{
+    size_t slash = 7, lead;
+    if (tn_pmp_like(text, len, "http://")) {
+        tailnet_addr host;
+        while (slash < len && text[slash] != '/') slash++;
+        if (!tn_addr_parse(&host, text + 7, slash - 7)) {
+            if (!tn_ip_parse(&host, text + 7, slash - 7)) return false;
+            host.port = 80;
+        }
+        if (host.family != 4 || host.port == 0 || memcmp(host.ip, p->gateway, 4) != 0) return false;
+        p->http_port = host.port;
+        text += slash;
+        len -= slash;
+    }
+    lead = len != 0 && text[0] == '/' ? 0 : 1;
+    if (len > sizeof p->path - 2) return false;
+    p->path[0] = '/';
+    (void)tn_text_copy(p->path + lead, sizeof p->path - lead, text, len);
+    return true;
+}
+
+/* Keeps what is neither blank nor control character: no URL smuggles a line
+ * into a request of ours. */
+static void tn_pmp_keep(tn_pmp_reader *x, uint8_t c)
+{
+    if (c > ' ' && c < 0x7f && x->text_len < TN_PMP_TEXT) x->text[x->text_len++] = (char)c;
+}
+
+/* An answer to our search, perhaps after the probe's short time. */
+static void tn_pmp_found(tn_pmp *p, const uint8_t *data, size_t len, uint64_t now_ms)
+{
+    bool   located = false, right = false;
+    bool   late    = p->state == TN_PMP_WAIT && (p->refused & TN_PMP_HAS_UPNP) == 0;
+    size_t i;
+
+    if ((p->state != TN_PMP_PROBE && !late) || (p->seen & TN_PMP_HAS_UPNP) != 0) return;
+    p->in.text_len = 0;
+    for (i = 0; i < len; i++) {
+        if (data[i] != '\n') {
+            tn_pmp_keep(&p->in, data[i]);
+            continue;
+        }
+        if (tn_pmp_line(&p->in, "location:http://"))
+            located = tn_pmp_url(p, p->in.text + 9, p->in.text_len - 9u);
+        if (tn_pmp_line(&p->in, "st:urn:schemas-upnp-org:device:internetgatewaydevice:"))
+            right = true;
+        p->in.text_len = 0;
+    }
+    if (!located || !right) return;
+    p->seen |= TN_PMP_HAS_UPNP;
+    if (!late) return;
+    tn_pmp_know(p, p->services | TN_PMP_HAS_UPNP);
+    p->way = TN_PMP_HAS_UPNP;
+    tn_pmp_enter(p, TN_PMP_GET, now_ms);
+}
+
+/* The text behind a tag is complete: is it what the state waits for? */
+static void tn_pmp_element(tn_pmp *p, uint64_t now_ms)
+{
+    tn_pmp_reader *x = &p->in;
+    tailnet_addr   ip;
+    uint64_t       code = 0;
+
+    if (p->state == TN_PMP_GET && tn_is(x->name, x->name_len, "serviceType")) {
+        size_t   n = sizeof tn_pmp_urn_begin - 1;
+        unsigned i;
+        x->kind = 0;
+        if (!tn_begins(x->text, x->text_len, tn_pmp_urn_begin)) return;
+        for (i = 0; i < 3; i++) {
+            if (tn_is(x->text + n, x->text_len - n, tn_pmp_urn[i]) && x->seen++ == p->nth)
+                x->kind = (uint8_t)(i + 1);
+        }
+    } else if (p->state == TN_PMP_GET && tn_is(x->name, x->name_len, "controlURL")) {
+        if (x->kind == 0) return;
+        p->kind = (uint8_t)(x->kind - 1);
+        if (tn_pmp_url(p, x->text, x->text_len)) tn_pmp_enter(p, TN_PMP_ASK, now_ms);
+        else                                     tn_pmp_refuse(p, now_ms);
+    } else if (p->state == TN_PMP_ASK && tn_is(x->name, x->name_len, "NewExternalIPAddress")) {
+        if (!tn_ip_parse(&ip, x->text, x->text_len) || ip.family != 4 || !tn_pmp_good(ip.ip)) {
+            p->nth++;                       /* perhaps the router's other line    */
+            tn_pmp_refuse(p, now_ms);
+            return;
+        }
+        memcpy(p->address, ip.ip, 4);
+        p->want_port = p->external_port != 0 ? p->external_port : p->port;
+        if (p->want_port < 1024) p->want_port |= 0x4000u;
+        tn_pmp_enter(p, TN_PMP_ADD, now_ms);
+    } else if (p->state == TN_PMP_ADD && tn_is(x->name, x->name_len, "errorCode") &&
+               tn_dec_parse(x->text, x->text_len, 999, &code)) {
+        if (++p->tries == TN_PMP_PORTS) {
+            tn_pmp_refuse(p, now_ms);
+            return;
+        }
+        if ((code == 402 || code == 725) && !p->forever) {
+            p->forever = true;
+        } else {                            /* somebody else has it               */
+            p->want_port = (uint16_t)((unsigned)p->nonce[2 * p->tries] << 8 |
+                                      p->nonce[2 * p->tries + 1] | 0x4000u);
+        }
+        tn_pmp_enter(p, TN_PMP_ADD, now_ms);
+    }
+}
+
+/* The blank line behind the head: sometimes the status says enough. */
+static void tn_pmp_head(tn_pmp *p, uint64_t now_ms)
+{
+    p->in.part = p->in.chunked ? TN_PMP_CHUNK : TN_PMP_BODY;
+    if (p->state == TN_PMP_RELEASE) {
+        tn_pmp_released(p, now_ms);
+    } else if (p->state == TN_PMP_ADD) {
+        p->life_s = TN_PMP_LIFE_S;
+        if (p->in.status == 200) tn_pmp_grant(p, now_ms);
+    } else if (p->in.status != 200) {
+        if (p->state == TN_PMP_ASK) p->nth++;
+        tn_pmp_refuse(p, now_ms);
+    }
+}
+
+static void tn_pmp_head_byte(tn_pmp *p, uint8_t c, uint64_t now_ms)
+{
+    tn_pmp_reader *x    = &p->in;
+    uint64_t       code = 0;
+    if (c != '\n') {
+        tn_pmp_keep(x, c);
+    } else if (x->text_len == 0) {
+        tn_pmp_head(p, now_ms);
+    } else {
+        if (x->status == 0) {               /* HTTP/1.1200OK, blanks are gone     */
+            x->status = 1;
+            if (tn_pmp_line(x, "http/1.") && x->text_len >= 11 &&
+                tn_dec_parse(x->text + 8, 3, 999, &code) && code != 0)
+                x->status = (uint16_t)code;
+        }
+        if (tn_pmp_line(x, "transfer-encoding:chunked")) x->chunked = true;
+        x->text_len = 0;
+    }
+}
+
+/* XML as far as we need it: a name, and the text up to the next tag. */
+static void tn_pmp_xml_byte(tn_pmp *p, uint8_t c, uint64_t now_ms)
+{
+    tn_pmp_reader *x = &p->in;
+    if (c == '<') {
+        tn_pmp_element(p, now_ms);
+        x->mark     = TN_PMP_IN_NAME;
+        x->name_len = 0;
+    } else if (c == '>') {
+        x->mark     = TN_PMP_IN_TEXT;
+        x->text_len = 0;
+    } else if (x->mark == TN_PMP_IN_TEXT) {
+        tn_pmp_keep(x, c);
+    } else if (x->mark == TN_PMP_IN_NAME) {
+        if (c == ':') x->name_len = 0;      /* behind the name space              */
+        else if (c <= ' ' || c == '/') x->mark = TN_PMP_IN_TAG;
+        else if (x->name_len < TN_PMP_NAME) x->name[x->name_len++] = (char)c;
+    }
+}
+
+static void tn_pmp_byte(tn_pmp *p, uint8_t c, uint64_t now_ms)
+{
+    tn_pmp_reader *x = &p->in;
+    int            d;
+    switch (x->part) {
+    case TN_PMP_HEAD:
+        tn_pmp_head_byte(p, c, now_ms);
+        return;
+    case TN_PMP_CHUNK:                      /* the end of the last one is no size */
+        d = tn_hex_digit(c);
+        if (d >= 0) x->left = x->left << 4 | (uint32_t)d;
+        else if (c == '\n' && x->left != 0) x->part = TN_PMP_BODY;
+        return;
+    case TN_PMP_BODY:
+        if (x->chunked && --x->left == 0) x->part = TN_PMP_CHUNK;
+        tn_pmp_xml_byte(p, c, now_ms);
+        return;
+    }
+}
+
+/* Does anybody still wait for the answer to the HTTP request? */
+static bool tn_pmp_http_wanted(const tn_pmp *p) { return (p->open & TN_PMP_Q_HTTP) != 0; }
+
+/* Bytes of the answer, in pieces of any size. True: enough, close the link. */
+static bool tn_pmp_http_input(tn_pmp *p, const uint8_t *data, size_t len, uint64_t now_ms)
+{
+    size_t i;
+    for (i = 0; i < len && tn_pmp_http_wanted(p); i++) tn_pmp_byte(p, data[i], now_ms);
+    return !tn_pmp_http_wanted(p);
+}
+
+/* No connection, or it is over: what is missing does not come any more. */
+static void tn_pmp_http_end(tn_pmp *p, uint64_t now_ms)
+{
+    if (!tn_pmp_http_wanted(p)) return;
+    if (p->state == TN_PMP_GET) p->nth = 0; /* there was no such service          */
+    if (p->state == TN_PMP_RELEASE) tn_pmp_released(p, now_ms);
+    else                            tn_pmp_refuse(p, now_ms);
+}
+#endif /* TAILNET_UPNP */
+
+/* ---- for the rooms above ---- */
+
+/* The network as it is: the gateway, and our address with the port of the data
+ * socket. Without news nothing happens; without gateway there is no mapping. */
+static void tn_pmp_network(tn_pmp *p, const tailnet_addr *gateway, const tailnet_addr *own,
+                           const uint8_t luck[12], uint64_t now_ms)
+{
+    bool usable = gateway != NULL && own != NULL && gateway->family == 4 && own->family == 4 &&
+                  own->port != 0;
+    bool same   = usable && p->state != TN_PMP_IDLE && memcmp(gateway->ip, p->gateway, 4) == 0 &&
+                  memcmp(own->ip, p->own, 4) == 0;
+
+    if (same && own->port == p->port_next) return;
+    if (same && (p->mapped || p->state == TN_PMP_RELEASE)) {   /* it can be given back */
+        tn_pmp_leave(p, own->port, now_ms);
+        return;
+    }
+    tn_pmp_lose(p);
+    tn_pmp_know(p, 0);
+    if (p->state != TN_PMP_IDLE) tn_pmp_enter(p, TN_PMP_IDLE, now_ms);
+    if (!usable) return;
+    memcpy(p->gateway, gateway->ip, 4);
+    memcpy(p->own, own->ip, 4);
+    memcpy(p->nonce, luck, 12);
+    p->port          = own->port;
+    p->port_next     = own->port;
+    p->external_port = 0;
+    p->failures      = 0;
+    p->forever       = false;
+    tn_pmp_enter(p, TN_PMP_PROBE, now_ms);
+}
+
+/* Going down: gives the mapping back. */
+static void tn_pmp_release(tn_pmp *p, uint64_t now_ms)
+{
+    if (p->state != TN_PMP_IDLE) tn_pmp_leave(p, 0, now_ms);
+}
+
+/* A datagram: was it for us, or pretends to be? Answers to what was not asked,
+ * or that are cut short, change nothing. */
+static bool tn_pmp_input(tn_pmp *p, const uint8_t *data, size_t len, const tailnet_addr *from,
+                         uint64_t now_ms)
+{
+    tn_rd r;
+    if (p->state == TN_PMP_IDLE || from->family != 4 || memcmp(from->ip, p->gateway, 4) != 0)
+        return false;
+    if (from->port == TN_PMP_PORT) {
+        tn_rd_over(&r, data, len);
+        if (len != 0 && data[0] == 2) tn_pmp_pcp_answer(p, &r, now_ms);
+        else                          tn_pmp_pmp_answer(p, &r, now_ms);
+        return true;
+    }
+#if TAILNET_UPNP
+    if (tn_begins((const char *)data, len, "HTTP/1.1 200")) {
+        tn_pmp_found(p, data, len, now_ms);
+        return true;
+    }
+#endif
+    return false;
+}
+
+/* The next thing to be done: a datagram in w for *to, an HTTP request to *to,
+ * or nothing before the deadline. */
+static tn_pmp_want tn_pmp_step(tn_pmp *p, uint64_t now_ms, tn_wr *w, tailnet_addr *to)
+{
+    uint32_t life     = p->state == TN_PMP_RELEASE ? 0u : (uint32_t)TN_PMP_LIFE_S;
+    unsigned external = p->state == TN_PMP_RELEASE ? 0u : p->external_port, question;
+
+    if (p->mapped && now_ms >= p->end_ms) tn_pmp_lose(p);
+    if (now_ms >= p->deadline_ms) tn_pmp_late(p, now_ms);
+    if (p->due == 0) return TN_PMP_NOTHING;
+    question = p->due & (0u - p->due);
+    p->due   = (uint8_t)(p->due & ~question);
+    p->open |= (uint8_t)question;
+
+    memset(to, 0, sizeof *to);
+    to->family = 4;
+    to->port   = TN_PMP_PORT;
+    memcpy(to->ip, p->gateway, 4);
+    if (question == TN_PMP_Q_ADDRESS) tn_wr_u16be(w, 0);
+    if (question == TN_PMP_Q_ANNOUNCE) tn_pmp_wr_pcp(p, w, false, 0, 0);
+    if (question == TN_PMP_Q_PCP) tn_pmp_wr_pcp(p, w, true, life, external);
+    if (question == TN_PMP_Q_PMP) tn_pmp_wr_pmp(p, w, life, external);
+#if TAILNET_UPNP
+    if (question == TN_PMP_Q_HTTP) {
+        to->port = p->http_port;
+        memset(&p->in, 0, sizeof p->in);
+        return TN_PMP_HTTP;
+    }
+    if (question >= TN_PMP_Q_NEAR) {
+        static const uint8_t all[4] = { 239, 255, 255, 250 };
+        if (question == TN_PMP_Q_ALL) memcpy(to->ip, all, 4);
+        to->port = TN_PMP_SSDP_PORT;
+        tn_wr_text(w, "M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\n"
+                      "MAN: \"ssdp:discover\"\r\nMX: 1\r\n"
+                      "ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n");
+    }
+#endif
+    if (p->state == TN_PMP_RELEASE) tn_pmp_released(p, now_ms);
+    return TN_PMP_SEND;
+}
+
+/* When step has something to say or to do: 0 is now. */
+static uint64_t tn_pmp_deadline(const tn_pmp *p)
+{
+    if (p->due != 0) return 0;
+    if (p->state == TN_PMP_IDLE) return TN_NEVER;
+    return p->mapped ? tn_min64(p->deadline_ms, p->end_ms) : p->deadline_ms;
+}
+
+/* What changed since the last call. */
+static uint8_t tn_pmp_news(tn_pmp *p)
+{
+    uint8_t news = p->news;
+    p->news = 0;
+    return news;
+}
+
+/* Our address outside, while there is a mapping. */
+static bool tn_pmp_external(const tn_pmp *p, tailnet_addr *out)
+{
+    memset(out, 0, sizeof *out);
+    if (!p->mapped) return false;
+    out->family = 4;
+    out->port   = p->external_port;
+    memcpy(out->ip, p->external, 4);
+    return true;
+}
+
+/* For the report: HAS_ and PROBED. */
+static uint8_t tn_pmp_services(const tn_pmp *p) { return p->services; }
+#endif /* TAILNET_PORTMAP */
+
 /* ======================================================================== *
  * >>disco — the small sealed messages by which peers find the way to each
  * other: ping, pong, call-me-maybe; and what kind of datagram came in.
@@ -6380,12 +7202,9 @@ enum {
     TN_DISCO_PLAIN    = 78,                 /* head, nonce 24, tag 16             */
     TN_DISCO_ENDPOINT = 18,
     TN_DISCO_PING_LEN = 124,                /* whole packets, with node key       */
-    TN_DISCO_PONG_LEN = 110,
-    TN_DISCO_GENEVE   = 8                   /* a peer relay's header              */
+    TN_DISCO_PONG_LEN = 110
 };
-#define TN_DISCO_PROTO_DISCO 0x7a11u        /* protocols inside Geneve            */
-#define TN_DISCO_PROTO_WG    0x7a12u
-#define TN_DISCO_COOKIE      0x2112a442ul   /* of STUN                            */
+#define TN_DISCO_COOKIE 0x2112a442ul        /* of STUN                            */
 
 static const uint8_t tn_disco_magic[6] = { 0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac };
 
@@ -6393,68 +7212,21 @@ static const uint8_t tn_disco_magic[6] = { 0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac };
 
 typedef enum tn_disco_class { TN_DISCO_IS_WG, TN_DISCO_IS_STUN, TN_DISCO_IS_DISCO } tn_disco_class;
 
-/* The header of a peer relay before a disco or WireGuard packet. */
-typedef struct tn_disco_geneve {
-    bool     present;                       /* false: the packet is naked         */
-    bool     control;                       /* from or to the relay itself        */
-    uint16_t protocol;
-    uint32_t vni;
-} tn_disco_geneve;
-
-/* A naked disco packet? Only this question is asked of packets by relay. */
+/* A disco packet? Only this question is asked of packets by relay. */
 static bool tn_disco_is(const uint8_t *p, size_t n)
 {
     return n >= TN_DISCO_HEAD && memcmp(p, tn_disco_magic, sizeof tn_disco_magic) == 0;
 }
 
-/* Version 0, reserved bits clear (reference: net/packet/geneve.go). */
-static bool tn_disco_geneve_parse(const uint8_t *p, size_t n, tn_disco_geneve *g)
+/* Sorts a datagram of the common UDP socket. Never fails: what is nothing else is
+ * WireGuard's to refuse, also what came through a peer relay, behind 8 bytes of
+ * Geneve that begin like no message of it (reference: magicsock.go,
+ * packetLooksLike). */
+static TN_MAYBE_UNUSED tn_disco_class tn_disco_classify(const uint8_t *p, size_t n)
 {
-    tn_rd    r;
-    unsigned first, second;
-    uint32_t vni;
-
-    memset(g, 0, sizeof *g);
-    tn_rd_over(&r, p, n);
-    first       = tn_rd_u8(&r);
-    second      = tn_rd_u8(&r);
-    g->protocol = tn_rd_u16be(&r);
-    vni         = tn_rd_u32be(&r);
-    g->vni      = vni >> 8;
-    g->control  = (second & 0x80u) != 0;
-    return tn_rd_ok(&r) && (first & 0xc0u) == 0 && (second & 0x3fu) == 0 && (vni & 0xffu) == 0;
-}
-
-/* Sorts a datagram of the common UDP socket; g says if 8 bytes of Geneve come
- * first. Never fails: what is nothing else is WireGuard's to refuse. The order
- * is that of the reference (magicsock.go, packetLooksLike). */
-static TN_MAYBE_UNUSED tn_disco_class tn_disco_classify(const uint8_t *p, size_t n,
-                                                        tn_disco_geneve *g)
-{
-    bool geneve = tn_disco_geneve_parse(p, n, g);
-
-    if (n >= 20 && (p[0] & 0xc0u) == 0 && p[1] == 1 && tn_get_u32be(p + 4) == TN_DISCO_COOKIE) {
-        memset(g, 0, sizeof *g);
+    if (n >= 20 && (p[0] & 0xc0u) == 0 && p[1] == 1 && tn_get_u32be(p + 4) == TN_DISCO_COOKIE)
         return TN_DISCO_IS_STUN;
-    }
-    if (geneve && g->protocol == TN_DISCO_PROTO_WG) {
-        g->present = true;
-        return TN_DISCO_IS_WG;
-    }
-    if (geneve && g->protocol == TN_DISCO_PROTO_DISCO) {
-        g->present = tn_disco_is(p + TN_DISCO_GENEVE, n - TN_DISCO_GENEVE);
-        return g->present ? TN_DISCO_IS_DISCO : TN_DISCO_IS_WG;
-    }
     return tn_disco_is(p, n) ? TN_DISCO_IS_DISCO : TN_DISCO_IS_WG;
-}
-
-static TN_MAYBE_UNUSED void tn_disco_wr_geneve(tn_wr *w, uint32_t vni, bool control,
-                                               unsigned protocol)
-{
-    tn_wr_u8(w, 0);
-    tn_wr_u8(w, control ? 0x80u : 0u);
-    tn_wr_u16be(w, protocol);
-    tn_wr_u32be(w, vni << 8);
 }
 
 /* ---- the box ---- */
@@ -8361,20 +9133,21 @@ typedef struct tn_flt_peer {
     bool     jailed;                        /* may answer, not begin              */
 } tn_flt_peer;
 
+/* Small and much used first: short offsets make short code. */
 typedef struct tn_flt {
+    bool                  open, star, rule_lost, new_cap, shields, distrusted;
+    uint8_t               set;              /* list the open rule belongs to      */
+    uint8_t               cap_count;
+    uint16_t              range_max, flow_max;
+    uint16_t              rules_dropped, texts_skipped;     /* of the last message */
+    uint16_t              rule_at;          /* where the complete rules end       */
+    uint16_t              named;            /* lists this message names, by bit   */
     tn_flt_table          now, next;        /* rules in force, shadow             */
     tn_flt_flow          *flow;
     const tailnet_prefix *route;            /* advertised; the caller's           */
     size_t                route_count;
     tailnet_addr          self[2];
     uint64_t              set_name[TN_FLT_SETS], cap_name[TN_FLT_CAPS];
-    uint16_t              range_max, flow_max;
-    uint16_t              rules_dropped, texts_skipped;     /* of the last message */
-    uint16_t              rule_at;          /* where the complete rules end       */
-    uint16_t              named;            /* lists this message names, by bit   */
-    uint8_t               set;              /* list the open rule belongs to      */
-    uint8_t               cap_count;
-    bool                  open, star, rule_lost, new_cap, shields, distrusted;
 } tn_flt;
 
 /* Everything at its beginning: default deny, no flows, no names. ranges holds
@@ -9193,7 +9966,7 @@ static void tn_flt_abort(tn_flt *f)
  * Trust:   any datagram from anywhere; names of the map are hostile as well.
  * ======================================================================== */
 
-#ifndef TAILNET_NO_DNS
+#if TAILNET_DNS
 
 enum {
     TN_DNS_HEAD = 12, TN_DNS_ANSWER_MAX = 512,
@@ -9493,7 +10266,7 @@ static void tn_dns_wr_answer(tn_wr *w, const tn_dns_question *q, const tn_dns_an
     tn_wr_u16be(w, 0);
 }
 
-#endif /* TAILNET_NO_DNS */
+#endif /* TAILNET_DNS */
 
 /* ======================================================================== *
  * >>tls — BearSSL behind four ports, and whom to believe.
@@ -11273,7 +12046,8 @@ static const uint8_t *tn_link_meta_key(const tn_links *t, tailnet_link h)
 
 enum {
     TN_MAP_FQDN        = TAILNET_MAX_NAME > 24 ? 256 : 128,     /* our own name          */
-    TN_MAP_DNS_TEXT    = TAILNET_MAX_NAME > 24 ? 2048 : 384,    /* name service, packed  */
+    TN_MAP_DNS_TEXT    = TAILNET_DNS == 0 ? 1 : TAILNET_MAX_NAME > 24 ? 2048 : 384,
+                                            /* name service, packed                   */
     TN_MAP_REGION_TEXT = 64,                /* host name and certificate of a relay   */
     TN_MAP_LABEL       = TAILNET_MAX_NAME < 20 ? TAILNET_MAX_NAME : 20,
     TN_MAP_PATH        = 12,                /* deepest place in a message we look at  */
@@ -11355,7 +12129,7 @@ typedef struct tn_map_place {
 typedef struct tn_map_region {
     char     text[TN_MAP_REGION_TEXT];      /* host, '\0', certificate name or pin    */
     uint8_t  ip[20];                        /* IPv4, IPv6                             */
-    uint16_t id, port, stun_port;           /* stun_port 0: no STUN; id 0: free       */
+    uint16_t id, port, stun_port;           /* a port of 0: does not; an id of 0: free */
     uint8_t  nth, flags;
 } tn_map_region;
 enum {
@@ -11374,7 +12148,7 @@ typedef struct tn_map_self {
     uint8_t      key[32];
     tailnet_addr ip4, ip6;
     bool         authorized, expired;
-    bool         ipv6_names;                /* a capability of ours                   */
+    bool         ipv6_names, only_tcp_443, silent_disco;    /* tn_map_attributes      */
     char         name[TN_MAP_FQDN];         /* without its final dot                  */
 } tn_map_self;
 
@@ -11400,7 +12174,8 @@ typedef struct tn_map_node_work {
     tn_map_place places[TAILNET_MAX_CANDIDATES];
     uint16_t     legacy_region, prefix_count;
     uint8_t      place_count;
-    bool         wanted, answered, ipv6_names;
+    bool         wanted, answered;
+    uint8_t      attributes;                /* a bit for each of tn_map_attributes    */
     char         name[TN_MAP_FQDN];
 } tn_map_node_work;
 enum {                                      /* bits of tn_map.has: see tn_map_spans   */
@@ -11422,10 +12197,8 @@ typedef struct tn_map_item {
     int32_t      first, last;               /* 0 absent, -1 no 16-bit number          */
     tailnet_addr value;
     uint8_t      ip[20];                    /* IPv4, IPv6                             */
-    uint32_t     sum;                       /* base64 under way                       */
     uint16_t     text_len, payload_len;
-    uint8_t      bits;
-    bool         whole, noise;              /* whole: the payload fitted              */
+    bool         noise;
     char         text[TN_MAP_TEXT], more[TN_MAP_MORE];
     uint8_t      payload[TN_MAP_PING_BODY];
 } tn_map_item;
@@ -11481,7 +12254,7 @@ typedef struct tn_map {
     tn_map_region *regions;
     tn_map_place  *places;
     const char    *exit_node;
-    uint32_t       events, passed_over, dropped, wants_met, wants_lost, ping_hash, sleep_ms;
+    uint32_t       events, passed_over, dropped, wants_met, wants_lost, ping_hash;
     uint32_t       named;                   /* flags that the object of the work names */
     uint64_t       next_expiry_ms;          /* TN_NEVER: none                         */
     uint64_t       control_time_ms;         /* of the message, 0 none                 */
@@ -12144,7 +12917,7 @@ static void tn_map_relay_end(tn_map *m)
     tn_map_region      r;
     char              *cert;
     memset(&r, 0, sizeof r);
-    if ((w->flags & (1u << TN_MAP_ITEM_BAD | 1u << TN_MAP_ITEM_STUN_ONLY)) != 0 ||
+    if ((w->flags & 1u << TN_MAP_ITEM_BAD) != 0 ||
         w->text_len == 0 || w->text_len >= sizeof r.text || m->region_nth > TN_MAP_REGION_NTH)
         return;
     memcpy(r.text, w->text, w->text_len);
@@ -12162,6 +12935,7 @@ static void tn_map_relay_end(tn_map *m)
     r.flags     = (uint8_t)flags;
     r.id        = m->region_id;
     r.port      = (uint16_t)(w->first > 0 ? w->first : 443);
+    if ((w->flags & 1u << TN_MAP_ITEM_STUN_ONLY) != 0) r.port = 0;
     r.stun_port = (uint16_t)(w->last == 0 ? 3478 : w->last < 0 ? 0 : w->last);
     r.nth       = m->region_nth++;
     tn_map_region_put(m, &r);
@@ -12191,6 +12965,8 @@ static void tn_map_region_mark(tn_map *m, bool begin)
 }
 
 /* ---- name service ---- */
+
+#if TAILNET_DNS
 
 /* The n-th entry. text ends with '\0'; family 0 of a SPLIT: we answer ourselves. */
 static TN_MAYBE_UNUSED bool tn_map_dns(const tn_map *m, size_t n, uint8_t *kind,
@@ -12250,6 +13026,15 @@ static void tn_map_dns_route_end(tn_map *m)
     if (len > 5 && memcmp(w->text + len - 5, ".arpa", 5) == 0) return;
     tn_map_dns_add(m, TN_MAP_DNS_SPLIT, &w->value, w->text, len);
 }
+
+#else
+static TN_MAYBE_UNUSED bool tn_map_dns(const tn_map *m, size_t n, uint8_t *kind,
+                                       const char **text, tailnet_addr *addr)
+{
+    (void)m; (void)n; (void)kind; (void)text; (void)addr;
+    return false;                           /* built without it */
+}
+#endif
 
 /* ---- wants ---- */
 
@@ -12574,7 +13359,7 @@ static void tn_map_finish(tn_map *m, tn_flt *flt, uint64_t now_ms)
     bool         unsafe = false;
     if (m->first) {
         tn_map_wants_end(m, now_ms);
-        if (!m->dns_seen && (m->dns_len != 0 || m->dns_proxied)) {
+        if (TAILNET_DNS != 0 && !m->dns_seen && (m->dns_len != 0 || m->dns_proxied)) {
             m->dns_len     = 0;
             m->dns_proxied = false;
             m->events |= TAILNET_EVENT_DNS;
@@ -12676,7 +13461,7 @@ enum {
     TN_MAP_AT_CAPS, TN_MAP_AT_CAP_MAP, TN_MAP_AT_DERP, TN_MAP_AT_HOME, TN_MAP_AT_RELAYS,
     TN_MAP_AT_RESOLVERS, TN_MAP_AT_RESOLVER, TN_MAP_AT_ROUTES, TN_MAP_AT_DOMAINS,
     TN_MAP_AT_RECORDS, TN_MAP_AT_SOURCES, TN_MAP_AT_SOURCE_BITS, TN_MAP_AT_TARGETS,
-    TN_MAP_AT_PORTS, TN_MAP_AT_PROTOCOLS, TN_MAP_AT_DEBUG
+    TN_MAP_AT_PORTS, TN_MAP_AT_PROTOCOLS
 };
 
 /* Values in it: a flag of the object that is open, of a node, all others. */
@@ -12687,7 +13472,6 @@ enum {
     TN_MAP_V_ALLOWED, TN_MAP_V_PLACE, TN_MAP_V_TAG, TN_MAP_V_CAP, TN_MAP_V_CAP_KEY,
     TN_MAP_V_TEXT, TN_MAP_V_MORE, TN_MAP_V_FIRST, TN_MAP_V_LAST, TN_MAP_V_IP4, TN_MAP_V_IP6,
     TN_MAP_V_VALUE, TN_MAP_V_PAYLOAD, TN_MAP_V_KEEP_ALIVE, TN_MAP_V_BROWSE, TN_MAP_V_TIME,
-    TN_MAP_V_SLEEP,
     TN_MAP_V_UNLOCKED, TN_MAP_V_REMOVED, TN_MAP_V_ONLINE_OF, TN_MAP_V_SCORE, TN_MAP_V_NOT_HOME,
     TN_MAP_V_PROXIED, TN_MAP_V_DOMAIN, TN_MAP_V_RESOLVER, TN_MAP_V_ROUTE_NULL,
     TN_MAP_V_ROUTE_RESOLVER, TN_MAP_V_SET_NULL, TN_MAP_V_SOURCE, TN_MAP_V_BAD, TN_MAP_V_PROTOCOL
@@ -12696,6 +13480,28 @@ enum {
 /* All that may stand in a place: its key ("" is any key, or an element of an array),
  * the place, its form, the place it opens or the value it is, and what else there is to
  * say: the TN_MAP_GOT_ it sets, or the number of the flag. */
+#if TAILNET_DNS
+#define TN_MAP_DNS_ROWS(X) \
+    X("DNSConfig", TOP, OBJECT, AT_DNS, NO) \
+    X("Proxied", DNS, TRUTH, V_PROXIED, NO) \
+    X("Domains", DNS, ARRAY, AT_DOMAINS, NO) \
+    X("Resolvers", DNS, ARRAY, AT_RESOLVERS, NO) \
+    X("Routes", DNS, OBJECT, AT_ROUTES, NO) \
+    X("ExtraRecords", DNS, ARRAY, AT_RECORDS, NO) \
+    X("", RESOLVERS, OBJECT, AT_RESOLVER, NO) \
+    X("Addr", RESOLVER, TEXT, V_RESOLVER, NO) \
+    X("", ROUTES, ARRAY, AT_ROUTE, NO) \
+    X("", ROUTES, NULL, V_ROUTE_NULL, NO) \
+    X("", ROUTE, OBJECT, AT_ROUTE_RESOLVER, NO) \
+    X("Addr", ROUTE_RESOLVER, TEXT, V_ROUTE_RESOLVER, NO) \
+    X("", DOMAINS, TEXT, V_DOMAIN, NO) \
+    X("", RECORDS, NEW, AT_RECORD, NO) \
+    X("Name", RECORD, TEXT, V_TEXT, NO) \
+    X("Type", RECORD, TEXT, V_MORE, NO) \
+    X("Value", RECORD, TEXT, V_VALUE, NO)
+#else
+#define TN_MAP_DNS_ROWS(X)
+#endif
 #define TN_MAP_ROWS(X) \
     X("KeepAlive", TOP, TRUTH, V_KEEP_ALIVE, NO) \
     X("PingRequest", TOP, NEW, AT_PING, NO) \
@@ -12707,12 +13513,10 @@ enum {
     X("PeersRemoved", TOP, ARRAY, AT_REMOVED, NO) \
     X("PeersChangedPatch", TOP, ARRAY, AT_PATCHES, NO) \
     X("OnlineChange", TOP, OBJECT, AT_ONLINE, NO) \
-    X("DNSConfig", TOP, OBJECT, AT_DNS, NO) \
     X("PacketFilter", TOP, ARRAY, AT_SET, NO) \
     X("PacketFilters", TOP, OBJECT, AT_SETS, NO) \
     X("ControlTime", TOP, TEXT, V_TIME, NO) \
     X("TKAInfo", TOP, OBJECT, AT_LOCK, NO) \
-    X("Debug", TOP, OBJECT, AT_DEBUG, NO) \
     X("ID", NODE, NUMBER, V_ID, NO) \
     X("NodeID", NODE, NUMBER, V_ID, NO) \
     X("Name", NODE, TEXT, V_NAME, NO) \
@@ -12765,22 +13569,6 @@ enum {
     X("STUNOnly", RELAY, TRUTH, V_FLAG, ITEM_STUN_ONLY) \
     X("DERPPort", RELAY, NUMBER, V_FIRST, NO) \
     X("CanPort80", RELAY, TRUTH, V_FLAG, ITEM_PORT80) \
-    X("Proxied", DNS, TRUTH, V_PROXIED, NO) \
-    X("Domains", DNS, ARRAY, AT_DOMAINS, NO) \
-    X("Resolvers", DNS, ARRAY, AT_RESOLVERS, NO) \
-    X("Routes", DNS, OBJECT, AT_ROUTES, NO) \
-    X("ExtraRecords", DNS, ARRAY, AT_RECORDS, NO) \
-    X("", RESOLVERS, OBJECT, AT_RESOLVER, NO) \
-    X("Addr", RESOLVER, TEXT, V_RESOLVER, NO) \
-    X("", ROUTES, ARRAY, AT_ROUTE, NO) \
-    X("", ROUTES, NULL, V_ROUTE_NULL, NO) \
-    X("", ROUTE, OBJECT, AT_ROUTE_RESOLVER, NO) \
-    X("Addr", ROUTE_RESOLVER, TEXT, V_ROUTE_RESOLVER, NO) \
-    X("", DOMAINS, TEXT, V_DOMAIN, NO) \
-    X("", RECORDS, NEW, AT_RECORD, NO) \
-    X("Name", RECORD, TEXT, V_TEXT, NO) \
-    X("Type", RECORD, TEXT, V_MORE, NO) \
-    X("Value", RECORD, TEXT, V_VALUE, NO) \
     X("", SETS, ARRAY, AT_SET, NO) \
     X("", SETS, NULL, V_SET_NULL, NO) \
     X("", SET, OBJECT, AT_RULE, NO) \
@@ -12801,8 +13589,8 @@ enum {
     X("URLIsNoise", PING, TRUTH, V_FLAG, ITEM_NOISE) \
     X("Types", PING, TEXT, V_MORE, NO) \
     X("Payload", PING, TEXT, V_PAYLOAD, NO) \
-    X("SleepSeconds", DEBUG, NUMBER, V_SLEEP, NO) \
-    X("Disabled", LOCK, TRUTH, V_UNLOCKED, NO)
+    X("Disabled", LOCK, TRUTH, V_UNLOCKED, NO) \
+    TN_MAP_DNS_ROWS(X)
 
 enum { TN_MAP_F_NEW, TN_MAP_F_OBJECT, TN_MAP_F_ARRAY, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
        TN_MAP_F_TRUTH, TN_MAP_F_NULL, TN_MAP_F_ANY };        /* NEW: an object, for the work */
@@ -12820,7 +13608,7 @@ static const char tn_map_keys[] = TN_MAP_ROWS(TN_MAP_KEY);
 
 /* The form of each event, from TN_JS_OBJECT on; 0: an end. */
 static const uint8_t tn_map_forms[] = {
-    TN_MAP_F_OBJECT, 0, TN_MAP_F_ARRAY, 0, TN_MAP_F_TEXT, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
+    TN_MAP_F_OBJECT, 0, TN_MAP_F_ARRAY, 0, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
     TN_MAP_F_TRUTH, TN_MAP_F_TRUTH, TN_MAP_F_NULL, 0
 };
 
@@ -12936,6 +13724,9 @@ static bool tn_map_node_key(tn_map *m, const tn_map_value *v, bool disco)
     return ok;
 }
 
+/* Capabilities of our own node that mean something to us. */
+static const char tn_map_attributes[3][14] = { "magicdns-aaaa", "only-tcp-443", "silent-disco" };
+
 /* A member of a node that is no flag. False: it does not count. */
 static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, const tn_map_value *v)
 {
@@ -12944,6 +13735,7 @@ static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, cons
     const char       *text = v->text;
     size_t            len = v->len;
     uint64_t          n;
+    unsigned          i;
     switch (value) {
     case TN_MAP_V_ID:   p->id = v->n == -1 ? 0 : (uint64_t)v->n; break;     /* -1: unreadable */
     case TN_MAP_V_USER: p->user = (uint64_t)v->n; break;
@@ -12976,7 +13768,9 @@ static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, cons
             len  = v->js->key_cut ? 0 : v->js->key_len;
         }
         if (len != 0) p->caps |= tn_flt_cap(flt, text, len);
-        if (tn_is(text, len, "magicdns-aaaa")) w->ipv6_names = true;
+        for (i = 0; i < 3; i++)
+            if (tn_is(text, len, tn_map_attributes[i]))
+                w->attributes = (uint8_t)(w->attributes | 1u << i);
         break;
     }
     return true;
@@ -13039,7 +13833,9 @@ static void tn_map_self_end(tn_map *m)
     (void)tn_map_addr(&w->peer, 6, &s->ip6);
     s->authorized = (w->peer.flags & TN_MAP_AUTHORIZED) != 0;
     s->expired    = (w->peer.flags & TAILNET_PEER_EXPIRED) != 0;
-    s->ipv6_names = w->ipv6_names;
+    s->ipv6_names   = (w->attributes & 1u) != 0;
+    s->only_tcp_443 = (w->attributes & 2u) != 0;
+    s->silent_disco = (w->attributes & 4u) != 0;
     memcpy(s->name, w->name, sizeof s->name);
     m->node_seen = m->has_self = true;
     tn_map_note_expiry(m, s->expiry_ms);
@@ -13062,20 +13858,21 @@ static void tn_map_item_text(tn_map_item *w, char *dst, size_t cap, const char *
     w->text_len = (uint16_t)strlen(w->text);
 }
 
-/* Standard base64 as it comes; anything that is no digit ends it. */
-static void tn_map_item_payload(tn_map_item *w, const char *text, size_t len)
+/* Standard base64, all of it or a bad object. */
+static void tn_map_item_payload(tn_map_item *w, const tn_map_value *v)
 {
-    for (; len != 0; len--, text++) {
-        unsigned char c = (unsigned char)*text;
-        unsigned      l = (c | 32u) - 'a', d = l < 26 ? (c < 'a' ? l : l + 26) :
-                          c - 48u < 10u ? c + 4u : c == '+' ? 62u : c == '/' ? 63u : 64u;
-        if (c == '=') continue;
-        if (d > 63 || w->payload_len >= sizeof w->payload) w->whole = false;
-        w->sum  = w->sum << 6 | (d & 63u);
-        w->bits = (uint8_t)(w->bits + 6u);
-        if (w->bits < 8 || !w->whole) continue;
-        w->bits = (uint8_t)(w->bits - 8u);
-        w->payload[w->payload_len++] = (uint8_t)(w->sum >> w->bits & 0xffu);
+    uint32_t sum = 0, bits = 0;
+    size_t   i;
+    w->payload_len = 0;
+    if (v->cut) w->flags |= 1u << TN_MAP_ITEM_BAD;
+    for (i = 0; i < v->len && v->text[i] != '='; i++) {
+        unsigned c = (unsigned char)v->text[i], l = (c | 32u) - 'a';
+        unsigned d = l < 26 ? (c < 'a' ? l : l + 26) : c - 48u < 10u ? c + 4u :
+                     c == '+' ? 62u : c == '/' ? 63u : 64u;
+        sum = sum << 6 | d;
+        bits += 6;
+        if (d > 63 || w->payload_len == sizeof w->payload) w->flags |= 1u << TN_MAP_ITEM_BAD;
+        else if (bits >= 8) w->payload[w->payload_len++] = (uint8_t)(sum >> (bits -= 8) & 0xffu);
     }
 }
 
@@ -13127,6 +13924,25 @@ static tn_map_result tn_map_ping_end(tn_map *m)
     return TN_MAP_PING;
 }
 
+/* The entry a delta is about; deltas beside a full list do not count. */
+static bool tn_map_delta(const tn_map *m, int64_t id, uint16_t *index)
+{
+    return !m->listed && id != 0 && tn_map_by_id(m, (uint64_t)id, index);
+}
+
+static void tn_map_online(tn_map *m, const tn_map_value *v)
+{
+    int64_t  id;
+    uint16_t i;
+    uint32_t was;
+    if (!tn_js_key_int(v->js, &id) || !tn_map_delta(m, id, &i)) return;
+    was = m->peers[i].flags;
+    tn_map_set_flag(&m->peers[i].flags, (uint32_t)TAILNET_PEER_ONLINE, v->on);
+    if (was != m->peers[i].flags) m->events |= TAILNET_EVENT_PEERS;
+}
+
+#if TAILNET_DNS
+
 static void tn_map_record_end(tn_map *m)
 {
     tn_map_item *w   = &m->work.item;
@@ -13145,22 +13961,30 @@ static void tn_map_dns_route_begin(tn_map *m, const tn_js *js)
     if (js->key_cut) m->dropped++;
 }
 
-/* The entry a delta is about; deltas beside a full list do not count. */
-static bool tn_map_delta(const tn_map *m, int64_t id, uint16_t *index)
+/* Values of the name service. */
+static void tn_map_dns_value(tn_map *m, unsigned value, const tn_map_value *v)
 {
-    return !m->listed && id != 0 && tn_map_by_id(m, (uint64_t)id, index);
+    tn_map_item *w = &m->work.item;
+    switch (value) {
+    case TN_MAP_V_VALUE:   (void)tn_ip_parse(&w->value, v->text, v->len); break;
+    case TN_MAP_V_PROXIED:   m->dns_proxied = v->on; break;
+    case TN_MAP_V_DOMAIN:
+        memset(&w->value, 0, sizeof w->value);
+        if (v->len != 0) tn_map_dns_add(m, TN_MAP_DNS_SEARCH, &w->value, v->text, v->len);
+        break;
+    case TN_MAP_V_RESOLVER:
+    case TN_MAP_V_ROUTE_RESOLVER:
+        tn_map_dns_resolver(m, value == TN_MAP_V_ROUTE_RESOLVER, v->text, v->len);
+        break;
+    case TN_MAP_V_ROUTE_NULL:
+        tn_map_dns_route_begin(m, v->js);
+        tn_map_dns_route_end(m);
+        break;
+    default: break;
+    }
 }
 
-static void tn_map_online(tn_map *m, const tn_map_value *v)
-{
-    int64_t  id;
-    uint16_t i;
-    uint32_t was;
-    if (!tn_js_key_int(v->js, &id) || !tn_map_delta(m, id, &i)) return;
-    was = m->peers[i].flags;
-    tn_map_set_flag(&m->peers[i].flags, (uint32_t)TAILNET_PEER_ONLINE, v->on);
-    if (was != m->peers[i].flags) m->events |= TAILNET_EVENT_PEERS;
-}
+#endif
 
 /* Values of the message and of its small objects. */
 static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value,
@@ -13168,7 +13992,6 @@ static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value,
 {
     tn_map_item *w  = &m->work.item;
     const tn_js *js = v->js;
-    uint32_t     ms;
     uint16_t     i;
     switch (value) {
     case TN_MAP_V_TEXT:
@@ -13184,15 +14007,10 @@ static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value,
         tn_map_pair(&w->flags, TN_MAP_REGION_IP4, TN_MAP_REGION_NO4, w->ip,
                     value == TN_MAP_V_IP4 ? 4 : 6, js);
         break;
-    case TN_MAP_V_VALUE:   (void)tn_ip_parse(&w->value, v->text, v->len); break;
-    case TN_MAP_V_PAYLOAD: tn_map_item_payload(w, v->text, js->text_len); break;
+    case TN_MAP_V_PAYLOAD: tn_map_item_payload(w, v); break;
     case TN_MAP_V_KEEP_ALIVE: m->keep_alive = v->on; break;
     case TN_MAP_V_BROWSE:     return v->len != 0 ? TN_MAP_BROWSE : TN_MAP_OK;
     case TN_MAP_V_TIME:       (void)tn_date_parse(&m->control_time_ms, v->text, v->len); break;
-    case TN_MAP_V_SLEEP:
-        ms          = tn_map_thousandths(js);
-        m->sleep_ms = ms < 300000ul ? ms : (uint32_t)300000ul;
-        break;
     case TN_MAP_V_UNLOCKED: if (v->on) m->lock_on = false; break;
     case TN_MAP_V_REMOVED:
         if (tn_map_delta(m, v->n, &i) && (m->peers[i].flags & TN_MAP_SEEN) == 0) tn_map_leave(m, i);
@@ -13200,26 +14018,16 @@ static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value,
     case TN_MAP_V_ONLINE_OF: tn_map_online(m, v); break;
     case TN_MAP_V_SCORE:     tn_map_score_value(m, js); break;
     case TN_MAP_V_NOT_HOME:  if (v->on) m->region_flags = TN_MAP_REGION_NOT_HOME; break;
-    case TN_MAP_V_PROXIED:   m->dns_proxied = v->on; break;
-    case TN_MAP_V_DOMAIN:
-        memset(&w->value, 0, sizeof w->value);
-        if (v->len != 0) tn_map_dns_add(m, TN_MAP_DNS_SEARCH, &w->value, v->text, v->len);
-        break;
-    case TN_MAP_V_RESOLVER:
-    case TN_MAP_V_ROUTE_RESOLVER:
-        tn_map_dns_resolver(m, value == TN_MAP_V_ROUTE_RESOLVER, v->text, v->len);
-        break;
-    case TN_MAP_V_ROUTE_NULL:
-        tn_map_dns_route_begin(m, js);
-        tn_map_dns_route_end(m);
-        break;
     case TN_MAP_V_SET_NULL: if (!js->key_cut) tn_flt_set_drop(flt, js->key, js->key_len); break;
     case TN_MAP_V_SOURCE:
         if (v->cut) tn_flt_rule_skip(flt);
         else        tn_flt_src(flt, v->text, v->len);
         break;
     case TN_MAP_V_PROTOCOL: tn_flt_proto(flt, v->n); break;
-    default:                tn_flt_rule_bad(flt); break;    /* TN_MAP_V_BAD */
+    case TN_MAP_V_BAD:      tn_flt_rule_bad(flt); break;
+#if TAILNET_DNS
+    default:                tn_map_dns_value(m, value, v); break;
+#endif
     }
     return TN_MAP_OK;
 }
@@ -13231,7 +14039,7 @@ static tn_map_result tn_map_take_value(tn_map *m, tn_flt *flt, const tn_map_row 
     tn_map_value v;
     v.js   = js;
     v.text = js->text;
-    v.cut  = js->text_cut || ev == TN_JS_PART;
+    v.cut  = js->text_cut;
     v.len  = v.cut ? 0 : js->text_len;
     v.on   = ev == TN_JS_TRUE;
     if (ev != TN_JS_NUMBER || !tn_js_int(js, &v.n)) v.n = -1;
@@ -13273,6 +14081,7 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
         m->region_flags = m->region_nth = 0;
         tn_map_region_mark(m, true);
         break;
+#if TAILNET_DNS
     case TN_MAP_AT_DNS:
         m->dns_len     = 0;
         m->dns_proxied = false;
@@ -13280,6 +14089,7 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
         break;
     case TN_MAP_AT_ROUTE: tn_map_dns_route_begin(m, js); break;
     case TN_MAP_AT_ROUTE_RESOLVER: m->work.flags |= 1u << TN_MAP_ITEM_ANY; break;
+#endif
     case TN_MAP_AT_SETS:
     case TN_MAP_AT_SET:
         if (!tn_flt_is_open(flt)) tn_flt_begin(flt, m->first);
@@ -13289,10 +14099,6 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
         else tn_flt_set(flt, js->key, js->key_len);
         break;
     case TN_MAP_AT_RULE: tn_flt_rule_begin(flt); break;
-    case TN_MAP_AT_PING:
-        m->work.item.whole = true;
-        js->parts          = true;
-        break;
     case TN_MAP_AT_LOCK: m->lock_on = m->lock_seen = true; break;
     default: break;
     }
@@ -13300,7 +14106,7 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
 }
 
 /* A container ends. */
-static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, tn_js *js)
+static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place)
 {
     const tn_map_item *w = &m->work.item;
     switch (place) {
@@ -13315,9 +14121,11 @@ static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, t
         break;
     case TN_MAP_AT_REGION: tn_map_region_mark(m, false); break;
     case TN_MAP_AT_RELAY:   tn_map_relay_end(m); break;
+#if TAILNET_DNS
     case TN_MAP_AT_DNS:     m->events |= TAILNET_EVENT_DNS; break;
     case TN_MAP_AT_ROUTE:   tn_map_dns_route_end(m); break;
     case TN_MAP_AT_RECORD:  tn_map_record_end(m); break;
+#endif
     case TN_MAP_AT_RULE:    tn_flt_rule_end(flt); break;
     case TN_MAP_AT_TARGET:
         if ((w->flags & 1u << TN_MAP_ITEM_BAD) != 0 || w->first < 0 || w->last < 0)
@@ -13325,9 +14133,7 @@ static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place, t
         else
             tn_flt_dst(flt, w->text, w->text_len, (uint16_t)w->first, (uint16_t)w->last);
         break;
-    case TN_MAP_AT_PING:
-        js->parts = false;
-        return tn_map_ping_end(m);
+    case TN_MAP_AT_PING: return tn_map_ping_end(m);
     default: break;
     }
     return TN_MAP_OK;
@@ -13341,7 +14147,6 @@ static void tn_map_message_begin(tn_map *m)
     m->passed_now      = false;
     m->under_way       = true;
     m->control_time_ms = 0;
-    m->sleep_ms        = 0;
     m->path[1]         = TN_MAP_AT_TOP;
 }
 
@@ -13377,7 +14182,7 @@ static tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event 
         result = tn_map_message_end(m, flt);
     } else if (form == 0) {
         if (js->depth + 1 < TN_MAP_PATH)
-            result = tn_map_exit_place(m, flt, m->path[js->depth + 1], js);
+            result = tn_map_exit_place(m, flt, m->path[js->depth + 1]);
     } else if (js->depth == 0) {
         if (ev != TN_JS_OBJECT) return TN_MAP_ERROR;
         tn_map_message_begin(m);
@@ -13394,6 +14199,1324 @@ static tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event 
     }
     tn_map_proceed(m, flt, now_ms);
     return result == TN_MAP_OK && m->change_kind != 0 ? TN_MAP_CHANGE : result;
+}
+
+/* ======================================================================== *
+ * >>net — what the world looks like from here: our own addresses, those that
+ * others see us under, how far the relay regions are, which is the nearest.
+ *
+ * Owns:    own addresses, mapped addresses with the time they were last seen,
+ *          latencies per region with their minima of the last five minutes.
+ * Calls:   >>base, >>crypto (a MAC), >>stun, >>map (read only).
+ * States:  quiet, or a round is under way: a report that begins with a plan of
+ *          probes and ends when they are answered or late. Wishes by pull.
+ * Always:  one round at a time, three seconds at most; a trigger during it
+ *          makes one more. A quiet node without sessions has no deadline.
+ *          Nothing is sent while the world is silent.
+ * Trust:   an answer counts for the one probe that its id names, which carries
+ *          a MAC: no server can answer for another, or twice. What it says of
+ *          our address is believed as far as to be told to peers.
+ * ======================================================================== */
+
+#define TN_NET_LIMIT_MS    3000u            /* a round (netcheck.go: stunProbeTimeout) */
+#define TN_NET_PATIENCE_MS 1000u            /* after the last try of a probe      */
+#define TN_NET_RETRY_MS    100u             /* full: between tries                */
+#define TN_NET_GAP_MS      5u               /* full: between first tries          */
+#define TN_NET_GUESS_MS    200u             /* incremental: latency not known     */
+#define TN_NET_FULL_MS     300000ul         /* so old a full round may get        */
+#define TN_NET_FRESH_MS    27000u           /* endpoints (magicsock.go)           */
+#define TN_NET_AGAIN_MS    20000u           /* from round to round at least,      */
+#define TN_NET_SPREAD_MS   6000u            /*   and at random so much more       */
+#define TN_NET_HALF_MS     152500ul         /* two of them: 305 s of history      */
+#define TN_NET_NEAR        10000ul          /* 10 ms, in thousandths              */
+#define TN_NET_HEARD_MS    8000u            /* a frame from home since: it lives  */
+#define TN_NET_ALIVE_MS    120000ul         /* the same when nothing answers      */
+#define TN_NET_CACHE       303u             /* 310 s, in 1,024 ms: not seen again */
+#define TN_NET_NEVER       0xfffffffful
+
+enum {
+    TN_NET_ENOUGH = 3,                      /* regions that have answered         */
+    TN_NET_OWN    = TAILNET_MAX_CANDIDATES / 3 + 1,
+    TN_NET_PLACES = TAILNET_MAX_CANDIDATES + (TAILNET_MAX_CANDIDATES < 4 ? 2 : 1),
+    TN_NET_NAMES  = 2
+};
+
+/* News. */
+enum { TN_NET_NEWS_REPORT = 1, TN_NET_NEWS_ENDPOINTS = 2 };
+
+/* Which round is wanted. */
+enum { TN_NET_PART = 1, TN_NET_FULL = 2 };
+
+/* Bits of a region's set of probes, one set per address family. */
+enum { TN_NET_SENT = 7, TN_NET_TRIES = 8, TN_NET_GOT = 64, TN_NET_WAITS = 128 };
+
+/* What is known of an address of ours. The first two and FIRST are of this round. */
+enum {
+    TN_NET_ONCE = 1, TN_NET_TWICE = 2, TN_NET_OWN_ONE = 4, TN_NET_MAPPED = 8, TN_NET_STUN = 16,
+    TN_NET_GUESS = 32, TN_NET_FIRST = 64,
+    TN_NET_KEPT = TN_NET_OWN_ONE | TN_NET_MAPPED,
+    TN_NET_TOLD = TN_NET_KEPT | TN_NET_STUN | TN_NET_GUESS
+};
+
+typedef struct tn_net_place {
+    uint8_t  ip[16];
+    uint16_t port;
+    uint8_t  family;                        /* 0: free                            */
+    uint8_t  marks;
+    uint32_t seen;                          /* in 1,024 ms                        */
+} tn_net_place;
+
+/* A relay that the map has without an address. */
+enum { TN_NET_HAS4 = 1, TN_NET_HAS6 = 2, TN_NET_ASKED = 4 };
+typedef struct tn_net_name {
+    uint16_t region;                        /* 0: free                            */
+    uint8_t  nth, state;
+    uint8_t  ip[20];
+} tn_net_name;
+
+typedef struct tn_net {
+    uint8_t        news, pending;
+    bool           silent, busy, full;      /* a round is under way; of all       */
+    bool           udp, ip4, ip6;           /* of the last report: works          */
+    uint8_t        varies, varies_now;      /* hard NAT: 0 unknown, 1 no, 2 yes   */
+    uint8_t        have;                    /* families: bit 0: IPv4, bit 1: IPv6 */
+    uint16_t       guess_port;              /* opened by a person, perhaps; or 0  */
+    uint16_t       count, answered, got[2];
+    uint16_t       end;                     /* of the round, ms after its start   */
+    uint16_t       wait_ms;                 /* from round to round                */
+    tn_latency    *latency;                 /* the newest; for control too        */
+    uint16_t      *least[2];                /* of this half-window and the last; 0: none */
+    uint8_t       *sets;                    /* two per region: sent + TRIES * tries + bits */
+    uint64_t       start_ms, last_ms;       /* of this round; end of the last one */
+    uint64_t       idle_ms;                 /* sessions were active until then    */
+    uint32_t       full_ms, half_ms;        /* end of the last full; window since */
+    tn_net_place   places[TN_NET_PLACES];
+    tn_net_name    names[TN_NET_NAMES];
+    uint8_t        secret[16];
+} tn_net;
+
+/* What the room sees of others. */
+typedef struct tn_net_world {
+    const tn_map *map;
+    uint16_t      home;                     /* the region we serve, or mean to    */
+    uint64_t      heard_ms;                 /* last frame from it; 0: none        */
+    uint64_t      active_ms;                /* sessions are active until then     */
+    bool          silent;                   /* no UDP now                         */
+} tn_net_world;
+
+typedef enum tn_net_do { TN_NET_SEND, TN_NET_RESOLVE } tn_net_do;
+
+/* SEND: data to to. RESOLVE: look host up, then tn_net_resolved(query). */
+typedef struct tn_net_wish {
+    tn_net_do    kind;
+    tailnet_addr to;
+    uint32_t     query;
+    const char  *host;
+    uint8_t      data[TN_STUN_REQUEST_LEN];
+} tn_net_wish;
+
+static size_t tn_net_memory(uint16_t regions)
+{
+    return (sizeof(tn_latency) + 3 * sizeof(uint16_t)) * regions;
+}
+
+static uint32_t tn_net_news(tn_net *n)
+{
+    uint32_t news = n->news;
+    n->news = 0;
+    return news;
+}
+
+/* Wants a round, now or when this one has ended. */
+static void tn_net_trigger(tn_net *n, bool full)
+{
+    n->pending |= full ? TN_NET_FULL : TN_NET_PART;
+}
+
+/* Are the endpoints new enough for a call-me-maybe? */
+static bool tn_net_fresh(const tn_net *n, uint64_t now_ms)
+{
+    return n->last_ms <= now_ms && now_ms - n->last_ms <= TN_NET_FRESH_MS;
+}
+
+/* MappingVariesByDestIP: a hard NAT. */
+static bool tn_net_varies(const tn_net *n) { return n->varies == 2; }
+
+/* ---- addresses ---- */
+
+/* What a place is worth: nothing when it is free, little when it was only seen, else by
+ * age. What this round, a port mapping or the network itself vouches for stays. */
+static uint32_t tn_net_worth(const tn_net_place *p)
+{
+    if ((p->marks & (TN_NET_KEPT | TN_NET_FIRST | TN_NET_TWICE)) != 0) return TN_NET_NEVER;
+    return (p->marks & TN_NET_TOLD) != 0 ? p->seen + 2u : p->family != 0;
+}
+
+/* The place of an address, new or not; NULL: none is to be had. */
+static tn_net_place *tn_net_note(tn_net *n, const tailnet_addr *a)
+{
+    tn_net_place *p, *best = NULL;
+    uint32_t      least = TN_NET_NEVER;
+    for (p = n->places; p < n->places + TN_NET_PLACES; p++) {
+        if (p->family == a->family && p->port == a->port && memcmp(p->ip, a->ip, 16) == 0)
+            return p;
+        if (tn_net_worth(p) >= least) continue;
+        least = tn_net_worth(p);
+        best  = p;
+    }
+    if (best == NULL) return NULL;
+    memcpy(best->ip, a->ip, sizeof best->ip);
+    best->port   = a->port;
+    best->family = a->family;
+    best->marks  = 0;
+    return best;
+}
+
+/* From now on this one is told to others, or still. */
+static TN_NOINLINE void tn_net_tell(tn_net *n, tn_net_place *p, unsigned mark, uint64_t now_ms)
+{
+    if ((p->marks & TN_NET_TOLD) == 0) n->news |= TN_NET_NEWS_ENDPOINTS;
+    p->marks = (uint8_t)(p->marks | mark);
+    p->seen  = (uint32_t)(now_ms >> 10);
+}
+
+/* Takes marks away; what nobody vouches for then, or for too long, goes. */
+static void tn_net_sweep(tn_net *n, unsigned marks, uint64_t now_ms)
+{
+    tn_net_place *p;
+    for (p = n->places; p < n->places + TN_NET_PLACES; p++) {
+        unsigned left = p->marks & ~marks;
+        if ((left & (TN_NET_KEPT | TN_NET_ONCE)) == 0 &&
+            ((left & TN_NET_TOLD) == 0 || (uint32_t)(now_ms >> 10) - p->seen >= TN_NET_CACHE)) {
+            if ((p->marks & TN_NET_TOLD) != 0) n->news |= TN_NET_NEWS_ENDPOINTS;
+            p->family = 0;
+            left      = 0;
+        }
+        p->marks = (uint8_t)left;
+    }
+}
+
+/* All that was measured is of another network: begin anew. */
+static void tn_net_forget(tn_net *n)
+{
+    n->busy    = n->udp = n->ip4 = n->ip6 = false;
+    n->varies  = 0;
+    n->pending = TN_NET_FULL;
+    n->last_ms = TN_NEVER;
+    tn_net_sweep(n, 255u - TN_NET_OWN_ONE, 0);
+    memset(n->latency, 0, tn_net_memory(n->count));
+    memset(n->names, 0, sizeof n->names);
+}
+
+/* memory: of tn_net_memory bytes, 2-aligned. secret: random. */
+static void tn_net_init(tn_net *n, uint16_t regions, void *memory, const uint8_t secret[16])
+{
+    memset(n, 0, sizeof *n);
+    n->latency  = (tn_latency *)memory;
+    n->least[0] = (uint16_t *)(void *)(n->latency + regions);
+    n->least[1] = n->least[0] + regions;
+    n->sets     = (uint8_t *)(n->least[1] + regions);
+    n->count    = regions;
+    n->silent  = true;
+    n->have    = 1;
+    memcpy(n->secret, secret, sizeof n->secret);
+    tn_net_forget(n);
+}
+
+/* The network we are in, new or changed. */
+static void tn_net_network(tn_net *n, const tailnet_network *network, uint64_t now_ms)
+{
+    const tailnet_addr *a = network->addrs, *end = a + network->addr_count;
+    tn_net_place       *p;
+    unsigned            own = 0;
+
+    tn_net_trigger(n, false);
+    if (network->changed || network->down) tn_net_forget(n);
+    n->have       = a == end;
+    n->guess_port = 0;
+    for (p = n->places; p < n->places + TN_NET_PLACES; p++)
+        p->marks = (uint8_t)(p->marks & ~(unsigned)TN_NET_OWN_ONE);
+    for (; a < end; a++) {
+        bool six = a->family == 6;
+        if (!six || (a->ip[0] & 0xe0) == 0x20 || (a->ip[0] & 0xfe) == 0xfc)
+            n->have |= six ? 2 : 1;
+        if (!six && network->port_fixed) n->guess_port = a->port;
+        if (a->port == 0 || own == TN_NET_OWN || (p = tn_net_note(n, a)) == NULL) continue;
+        tn_net_tell(n, p, TN_NET_OWN_ONE, now_ms);
+        own++;
+    }
+    tn_net_sweep(n, 0, now_ms);
+}
+
+/* The router maps this address to us; NULL: none any more, but others may know it yet. */
+static void tn_net_mapped(tn_net *n, const tailnet_addr *external, uint64_t now_ms)
+{
+    tn_net_place *p;
+    for (p = n->places; p < n->places + TN_NET_PLACES; p++)
+        if ((p->marks & TN_NET_MAPPED) != 0) {
+            tn_net_tell(n, p, TN_NET_STUN, now_ms);
+            p->marks ^= TN_NET_MAPPED;
+        }
+    if (external != NULL && (p = tn_net_note(n, external)) != NULL)
+        tn_net_tell(n, p, TN_NET_MAPPED, now_ms);
+    tn_net_trigger(n, false);
+}
+
+/* Our UDP addresses, for control and for peers, the most useful first: mapped, STUN, own,
+ * guess, then what was not seen by the last report (magicsock.go, determineEndpoints).
+ * types: as in tailcfg.EndpointType. They age only when a report ends, with news. */
+static size_t tn_net_list(const tn_net *n, tailnet_addr *out, uint8_t *types, size_t cap)
+{
+    /* by rank: which marks, none of which before it, and the type */
+    static const uint8_t order[4][3] = {
+        { TN_NET_MAPPED, 0, 3 },
+        { TN_NET_STUN, TN_NET_MAPPED, 2 },
+        { TN_NET_OWN_ONE, TN_NET_MAPPED | TN_NET_STUN, 1 },
+        { TN_NET_GUESS, TN_NET_KEPT | TN_NET_STUN, 4 }
+    };
+    const tn_net_place *p;
+    size_t              count = 0;
+    unsigned            rank;
+    if (n->silent) return 0;
+    for (rank = 0; rank < 8; rank++) {
+        const uint8_t *o = order[rank & 3];
+        for (p = n->places; p < n->places + TN_NET_PLACES && count < cap; p++) {
+            bool old = (p->marks & TN_NET_KEPT) == 0 && p->seen < (uint32_t)(n->last_ms >> 10);
+            if ((p->marks & o[0]) == 0 || (p->marks & o[1]) != 0 || old != (rank > 3)) continue;
+            memset(&out[count], 0, sizeof out[count]);
+            memcpy(out[count].ip, p->ip, sizeof p->ip);
+            out[count].family = p->family;
+            out[count].port   = p->port;
+            types[count++]    = o[2];
+        }
+    }
+    return count;
+}
+
+static size_t tn_net_endpoints(const tn_net *n, uint64_t now_ms, tailnet_addr *out,
+                               uint8_t *types, size_t cap)
+{
+    (void)now_ms;
+    return tn_net_list(n, out, types, cap);
+}
+
+/* ---- a round ---- */
+
+/* Latency of a region by its two sets, 0: none. got: GOT for what this round brought, 0
+ * for the last known. */
+static uint32_t tn_net_latency(const tn_net *n, unsigned i, unsigned got)
+{
+    uint32_t v4 = (n->sets[2 * i] & got) == got ? n->latency[i].v4_ms : 0u;
+    uint32_t v6 = (n->sets[2 * i + 1] & got) == got ? n->latency[i].v6_ms : 0u;
+    return v4 - 1u < v6 - 1u ? v4 : v6;     /* 0 becomes the largest              */
+}
+
+/* A set s, of region s / 2 and family s % 2, is over. ms 0: without an answer. */
+static void tn_net_close(tn_net *n, unsigned s, unsigned ms)
+{
+    n->sets[s] = ms != 0 ? TN_NET_GOT : 0;
+    if (s % 2 == 0) n->latency[s / 2].v4_ms = (uint16_t)ms;
+    else            n->latency[s / 2].v6_ms = (uint16_t)ms;
+}
+
+/* May a region of the map be measured, and be home? */
+static bool tn_net_counts(const tn_map_region *g)
+{
+    return g != NULL && (g->flags & TN_MAP_REGION_NOT_HOME) == 0;
+}
+
+/* Makes the list of regions that of the map. */
+static void tn_net_sync(tn_net *n, const tn_map *map)
+{
+    const tn_map_region *g;
+    unsigned             i, k;
+    for (i = 0; i < n->count; i++) {
+        if (tn_net_counts(tn_map_region_by_id(map, n->latency[i].region))) continue;
+        memset(&n->latency[i], 0, sizeof n->latency[i]);
+        n->least[0][i] = n->least[1][i] = 0;
+    }
+    for (k = 0; (g = tn_map_region_at(map, k)) != NULL; k++) {
+        unsigned slot = n->count;
+        if (!tn_net_counts(g)) continue;
+        for (i = n->count; i != 0 && n->latency[i - 1].region != g->id; i--)
+            if (n->latency[i - 1].region == 0) slot = i - 1;
+        if (i == 0 && slot < n->count) n->latency[slot].region = g->id;
+    }
+}
+
+/* How often a set asks in this round: three times, or by how near the region was the
+ * last time (netcheck.go, makeProbePlan). */
+static unsigned tn_net_tries(const tn_net *n, unsigned s, uint16_t home)
+{
+    uint32_t own = tn_net_latency(n, s / 2, 0) - 1u, it;
+    unsigned i, nearer = 0, tries;
+    if ((n->have >> s % 2 & 1) == 0 || n->latency[s / 2].region == 0) return 0;
+    if (n->full) return 3;
+    for (i = 0; i < n->count; i++) {
+        it = tn_net_latency(n, i, 0) - 1u;
+        if (n->latency[i].region != 0 && (it < own || (it == own && i < s / 2))) nearer++;
+    }
+    tries = n->latency[s / 2].region == home ? 4 : nearer < 2 ? 2 : nearer == 2;
+    if (s % 2 == 0 || (n->ip6 && (tries != 1 || !n->ip4))) return tries;
+    return !n->ip6 && tries > 1;
+}
+
+static void tn_net_begin(tn_net *n, const tn_net_world *x, uint64_t now_ms)
+{
+    unsigned s;
+    n->full = n->pending >= TN_NET_FULL || (uint32_t)now_ms - n->full_ms >= TN_NET_FULL_MS;
+    for (s = 0; s < TN_NET_NAMES; s++)      /* look up anew: what is old, or no answer came */
+        if (n->full || (n->names[s].state & TN_NET_ASKED) != 0)
+            memset(&n->names[s], 0, sizeof n->names[s]);
+    tn_net_sync(n, x->map);
+    for (s = 0; s < 2u * n->count; s++)
+        n->sets[s] = (uint8_t)(TN_NET_TRIES * tn_net_tries(n, s, x->home));
+    n->busy       = true;
+    n->pending    = n->varies_now = 0;
+    n->answered   = n->got[0] = n->got[1] = 0;
+    n->start_ms   = now_ms;
+    n->end        = TN_NET_LIMIT_MS;
+}
+
+/* When a set has its next try, or is given up, in ms after the start; NEVER: it is over,
+ * or waits. */
+static uint32_t tn_net_due(const tn_net *n, unsigned s)
+{
+    unsigned set = n->sets[s], k = set & TN_NET_SENT;
+    uint32_t at = 0, step = tn_net_latency(n, s / 2, 0) * 6u / 5u;
+
+    if (set < TN_NET_TRIES || set >= TN_NET_GOT) return TN_NET_NEVER;
+    if (k == set / TN_NET_TRIES) {
+        at = TN_NET_PATIENCE_MS;
+        k--;
+    }
+    if (n->full) return at + s * TN_NET_GAP_MS + k * TN_NET_RETRY_MS;
+    if (step == 0) step = TN_NET_GUESS_MS;
+    if (k > 1) step += 50;
+    return at + k * step;
+}
+
+/* The end of the round or the next try; 0: all sets are over. */
+static uint32_t tn_net_next(const tn_net *n)
+{
+    uint32_t at = n->end, due;
+    unsigned s, open = 0;
+    for (s = 0; s < 2u * n->count; s++) {
+        open |= n->sets[s] % TN_NET_GOT;
+        due   = tn_net_due(n, s);
+        if (due < at) at = due;
+    }
+    return open != 0 ? at : 0;
+}
+
+/* The id of a probe: its first four bytes say which and when, the rest proves it. */
+static void tn_net_id(const tn_net *n, uint8_t id[12])
+{
+    uint8_t text[8];
+    memcpy(text, id, 4);
+    tn_put_u32be(text + 4, (uint32_t)n->start_ms);
+    tn_cr_mac(id + 4, 8, n->secret, sizeof n->secret, text, sizeof text);
+}
+
+/* The address of a relay by name into wish->to. False: wait, for the wish to be done if
+ * there is one. */
+static bool tn_net_lookup(tn_net *n, const tn_map_region *g, unsigned family, tn_net_wish *wish)
+{
+    tn_net_name *e, *spare = NULL;
+    for (e = n->names; e < n->names + TN_NET_NAMES; e++) {
+        bool asked = (e->state & TN_NET_ASKED) != 0;
+        if (e->region == g->id && e->nth == g->nth) {
+            if ((e->state & (family == 6 ? TN_NET_HAS6 : TN_NET_HAS4)) != 0) {
+                wish->to.family = (uint8_t)family;
+                memcpy(wish->to.ip, e->ip + (family == 6 ? 4 : 0), tn_ip_len(family));
+            }
+            return !asked;
+        }
+        if (!asked && (spare == NULL || e->region == 0)) spare = e;
+    }
+    if (spare == NULL) return false;        /* other names are being looked up    */
+    spare->region = g->id;
+    spare->nth    = g->nth;
+    spare->state  = TN_NET_ASKED;
+    wish->kind    = TN_NET_RESOLVE;
+    wish->host    = tn_map_region_host(g);
+    wish->query   = (uint32_t)g->nth << 16 | g->id;
+    return false;
+}
+
+/* Where try number k of a set goes: the relays of the region take turns. False: wait. */
+static bool tn_net_where(tn_net *n, const tn_map *map, unsigned s, unsigned k, tn_net_wish *wish)
+{
+    const tn_map_region *g;
+    const char          *host;
+    unsigned             turn, family = 4 + s % 2 * 2;
+
+    memset(wish, 0, sizeof *wish);
+    for (turn = 0; turn < 64; turn++) {     /* 4 tries, 16 relays                 */
+        g = tn_map_region_node(map, n->latency[s / 2].region, turn & TN_MAP_REGION_NTH);
+        if (g == NULL || g->stun_port == 0 ||
+            (g->flags & (unsigned)TN_MAP_REGION_NO4 << s % 2) != 0 || k-- != 0) continue;
+        host = tn_map_region_host(g);
+        tn_map_region_addr(g, family, &wish->to);
+        if (wish->to.family == 0 && !tn_ip_parse(&wish->to, host, strlen(host)) &&
+            !tn_net_lookup(n, g, family, wish)) return false;
+        wish->to.port = g->stun_port;
+        break;
+    }
+    if (wish->to.family != family) wish->to.family = 0;
+    return true;
+}
+
+/* A set that is due. True: there is a wish. A probe that can bring nothing new ends its
+ * set (netcheck.go, probeWouldHelp). */
+static bool tn_net_probe(tn_net *n, const tn_map *map, unsigned s, uint64_t now_ms,
+                         tn_net_wish *wish)
+{
+    uint8_t *set = &n->sets[s], id[12];
+    unsigned sent = *set & TN_NET_SENT;
+    tn_wr    w;
+
+    if (tn_net_latency(n, s / 2, TN_NET_GOT) != 0 && n->got[s % 2] >= 2 - s % 2) {
+        *set = 0;
+        return false;
+    }
+    if (sent == *set / TN_NET_TRIES) {
+        tn_net_close(n, s, 0);
+        return false;
+    }
+    if (!tn_net_where(n, map, s, sent, wish)) {
+        *set |= TN_NET_WAITS;
+        return wish->host != NULL;
+    }
+    if (wish->to.family == 0) {
+        tn_net_close(n, s, 0);
+        return false;
+    }
+    (*set)++;
+    tn_put_u32be(id, (uint32_t)s << 16 | (uint32_t)(now_ms & 0xffff));
+    tn_net_id(n, id);
+    tn_wr_over(&w, wish->data, sizeof wish->data);
+    tn_stun_wr_request(&w, id);
+    return true;
+}
+
+/* What this round has shown of our addresses. Behind a hard NAT a person may have opened
+ * the port that we use ourselves: worth a guess. */
+static void tn_net_settle(tn_net *n, uint64_t now_ms)
+{
+    tn_net_place *p;
+    tailnet_addr  guess;
+    memset(&guess, 0, sizeof guess);
+    for (p = n->places; p < n->places + TN_NET_PLACES; p++) {
+        if ((p->marks & (TN_NET_FIRST | TN_NET_TWICE)) != 0)
+            tn_net_tell(n, p, TN_NET_STUN, now_ms);
+        if ((p->marks & TN_NET_FIRST) == 0 || p->family != 4) continue;
+        guess.family = 4;
+        guess.port   = n->guess_port;
+        memcpy(guess.ip, p->ip, 4);
+    }
+    if (n->varies == 2 && guess.port != 0 && (p = tn_net_note(n, &guess)) != NULL)
+        tn_net_tell(n, p, TN_NET_GUESS, now_ms);
+    tn_net_sweep(n, TN_NET_ONCE | TN_NET_TWICE | TN_NET_FIRST, now_ms);
+}
+
+static void tn_net_finish(tn_net *n, uint64_t now_ms, uint32_t luck)
+{
+    uint32_t halves;
+    unsigned i;
+    if (n->last_ms == TN_NEVER) n->half_ms = (uint32_t)now_ms;
+    halves      = ((uint32_t)now_ms - n->half_ms) / (uint32_t)TN_NET_HALF_MS;
+    n->half_ms += halves * (uint32_t)TN_NET_HALF_MS;
+    if (halves > 2) halves = 2;
+    while (halves-- != 0) {
+        uint16_t *old = n->least[1];
+        n->least[1]   = n->least[0];
+        n->least[0]   = old;
+        memset(old, 0, n->count * sizeof *old);
+    }
+    for (i = 0; i < 2u * n->count; i++)
+        if (n->sets[i] % TN_NET_GOT != 0) tn_net_close(n, i, 0);
+    for (i = 0; i < n->count; i++) {
+        uint32_t ms = tn_net_latency(n, i, TN_NET_GOT);
+        if (ms - 1u < n->least[0][i] - 1u) n->least[0][i] = (uint16_t)ms;
+    }
+    n->ip4 = n->got[0] != 0;
+    n->ip6 = n->got[1] != 0;
+    n->udp = n->ip4 || n->ip6;
+    if (n->varies_now != 0) n->varies = n->varies_now;
+    tn_net_settle(n, now_ms);
+    n->busy    = false;
+    n->last_ms = now_ms;
+    if (n->full) n->full_ms = (uint32_t)now_ms;
+    n->wait_ms = (uint16_t)(TN_NET_AGAIN_MS + luck % (TN_NET_SPREAD_MS + 1));
+    n->news   |= TN_NET_NEWS_REPORT;
+}
+
+/* When the next round of its own begins; TN_NEVER: nobody talks. */
+static uint64_t tn_net_periodic(const tn_net *n, const tn_net_world *x)
+{
+    uint64_t at = tn_time_add(n->last_ms, n->wait_ms);
+    return at < x->active_ms && x->active_ms != n->idle_ms ? at : TN_NEVER;
+}
+
+/* In poll: call and do the wish until it is false. luck: any random number. */
+static bool tn_net_step(tn_net *n, const tn_net_world *x, uint64_t now_ms, uint32_t luck,
+                        tn_net_wish *wish)
+{
+    unsigned s;
+    uint32_t t;
+    if (x->silent != n->silent) {
+        tn_net_forget(n);
+        n->silent = x->silent;
+        n->news  |= TN_NET_NEWS_ENDPOINTS;
+    }
+    if (n->silent) return false;
+    if (!n->busy) {
+        if (now_ms >= x->active_ms) n->idle_ms = x->active_ms;
+        if (n->pending == 0 && now_ms < tn_net_periodic(n, x)) return false;
+        tn_net_begin(n, x, now_ms);
+    }
+    t = (uint32_t)(now_ms - n->start_ms);
+    for (s = 0; s < 2u * n->count && t < n->end; s++)
+        if (tn_net_due(n, s) <= t && tn_net_probe(n, x->map, s, now_ms, wish)) return true;
+    if (tn_net_next(n) <= t) tn_net_finish(n, now_ms, luck);
+    return false;
+}
+
+/* When tn_net_step has to be called. */
+static uint64_t tn_net_deadline(const tn_net *n, const tn_net_world *x)
+{
+    if (x->silent) return n->silent ? TN_NEVER : 0;
+    if (n->busy) return tn_time_add(n->start_ms, tn_net_next(n));
+    return n->pending != 0 || n->silent ? 0 : tn_net_periodic(n, x);
+}
+
+/* The answer to a RESOLVE wish; none or an empty one: no address. False: nobody asked. */
+static bool tn_net_resolved(tn_net *n, uint32_t query, const tailnet_addr *addrs, size_t count)
+{
+    tn_net_name *e = n->names;
+    unsigned     s;
+    while ((e->state & TN_NET_ASKED) == 0 || ((uint32_t)e->nth << 16 | e->region) != query)
+        if (++e == n->names + TN_NET_NAMES) return false;
+    e->state = 0;
+    for (; count != 0; count--, addrs++) {
+        unsigned has = addrs->family == 6 ? TN_NET_HAS6 : TN_NET_HAS4;
+        if (tn_ip_len(addrs->family) == 0 || (e->state & has) != 0) continue;
+        memcpy(e->ip + (addrs->family == 6 ? 4 : 0), addrs->ip, tn_ip_len(addrs->family));
+        e->state = (uint8_t)(e->state | has);
+    }
+    for (s = 0; s < 2u * n->count; s++) n->sets[s] &= TN_NET_WAITS - 1;
+    return true;
+}
+
+/* Somebody saw us under this address. */
+static void tn_net_saw(tn_net *n, const tailnet_addr *a, bool first)
+{
+    tn_net_place *p     = tn_net_note(n, a);
+    unsigned      marks = p == NULL ? 0u : p->marks;
+    if (a->family == 4 && !first && n->varies_now != 2)
+        n->varies_now = (marks & TN_NET_FIRST) != 0 ? 1 : 2;
+    if (p == NULL) return;
+    if (first) marks |= TN_NET_FIRST;
+    p->marks = (uint8_t)(marks | TN_NET_ONCE | (marks & TN_NET_ONCE) << 1);
+}
+
+/* Enough regions have answered: the others, once they are all asked, get as long as the
+ * slowest, or twice. */
+static void tn_net_hurry(tn_net *n, uint64_t now_ms)
+{
+    uint32_t most = 0, at = (uint32_t)(now_ms - n->start_ms), ms;
+    unsigned i;
+    for (i = 0; i < n->count; i++) {
+        ms = tn_net_latency(n, i, TN_NET_GOT);
+        if (ms > most) most = ms;
+        ms = 2u * TN_NET_GAP_MS * i;
+        if (n->full && n->latency[i].region != 0 && ms > at) at = ms;
+    }
+    at += n->full ? 2 * most : most;
+    if (at < n->end) n->end = (uint16_t)at;
+}
+
+/* A datagram that looks like STUN. True: the answer to a probe of ours. Where it came
+ * from does not matter (stun.go). */
+static bool tn_net_input(tn_net *n, const uint8_t *data, size_t len, uint64_t now_ms)
+{
+    uint8_t      id[12], want[12];
+    tailnet_addr seen;
+    unsigned     s;
+    uint16_t     ms;
+
+    if (!n->busy || !tn_stun_id(data, len, id)) return false;
+    memcpy(want, id, 4);
+    tn_net_id(n, want);
+    s  = (unsigned)id[0] << 8 | id[1];
+    ms = (uint16_t)((now_ms - tn_get_u32be(id)) & 0xffff);
+    if (s >= 2u * n->count || ms >= TN_NET_LIMIT_MS ||
+        tn_stun_parse(data, len, want, &seen) != TAILNET_OK || seen.family != 4 + s % 2 * 2 ||
+        seen.port == 0)
+        return false;
+    if ((n->sets[s] & TN_NET_GOT) != 0) return true;
+    if (tn_net_latency(n, s / 2, TN_NET_GOT) == 0) n->answered++;
+    tn_net_close(n, s, ms == 0 ? 1 : ms);
+    tn_net_saw(n, &seen, n->got[s % 2]++ == 0);
+    if (n->answered == TN_NET_ENOUGH) tn_net_hurry(n, now_ms);
+    return true;
+}
+
+/* ---- home ---- */
+
+/* After a report: the region that should be home by it; 0: it does not say. An old home
+ * stays unless the new one is clearly nearer (netcheck.go,
+ * addReportHistoryAndSetPreferredDERP). Among equals the lowest number. */
+static uint16_t tn_net_prefer(const tn_net *n, const tn_net_world *x, uint64_t now_ms)
+{
+    uint32_t since = x->heard_ms == 0 ? (uint32_t)TN_NET_NEVER : (uint32_t)(now_ms - x->heard_ms);
+    bool     heard = since <= TN_NET_HEARD_MS || since <= (uint32_t)(now_ms - n->start_ms);
+    uint32_t best = 0, home_now = 0;
+    uint16_t pref = 0;
+    unsigned i;
+
+    for (i = 0; i < n->count; i++) {
+        uint16_t id    = n->latency[i].region;
+        uint32_t score = tn_map_region_score(x->map, id), least = n->least[0][i];
+        uint32_t ms    = tn_net_latency(n, i, TN_NET_GOT) * score;
+        if (ms == 0) continue;
+        if (n->least[1][i] - 1u < least - 1u) least = n->least[1][i];
+        least *= score;
+        if (id == x->home) home_now = ms;
+        if (pref != 0 && (least > best || (least == best && id > pref))) continue;
+        best = least;
+        pref = id;
+    }
+    if (x->home == 0 || pref == x->home) return pref;
+    if ((home_now != 0 || heard) &&
+        (home_now < best + TN_NET_NEAR || best > home_now / 3 * 2)) return x->home;
+    return pref == 0 && since <= TN_NET_ALIVE_MS ? x->home : pref;
+}
+/* ======================================================================== *
+ * >>path — which way to one peer: the addresses it may have, pings that try
+ * them, trust in the best, and the relay for the rest of the time.
+ *
+ * Owns:    candidates, the best of them, and what is due to be sent. Sealing,
+ *          sockets, relays and our own addresses are the node's.
+ * Calls:   >>base, >>crypto (one keyed hash), >>disco (reading a call).
+ * States:  NONE -> TRUSTED on a pong; TRUSTED -> TRUSTED on each further one;
+ *          TRUSTED -> UNTRUSTED 6.5 s after the last, or when the peer calls
+ *          and leaves the best out; UNTRUSTED -> TRUSTED on any pong; TRUSTED,
+ *          UNTRUSTED -> NONE when a ping to the best stays without answer, on
+ *          a network change, or when the best is deleted.
+ * Always:  best is a slot in use exactly while the state is not NONE. By
+ *          traffic one ping per candidate in 5 s (heartbeats to the best each
+ *          3 s), and one call in 5 s. After step said QUIET the deadline lies in the future.
+ * Trust:   whatever comes in was authenticated by disco or WireGuard. The peer
+ *          may name any address, and repeat: an address becomes the best only
+ *          after it answered a ping that was sent to it.
+ * ======================================================================== */
+
+/* Reference: wgengine/magicsock/{magicsock,endpoint}.go. */
+#define TN_PATH_SESSION_MS 45000ul          /* heartbeats after the last use      */
+#define TN_PATH_METERED_MS 3000u            /* the same when bytes cost money     */
+#define TN_PATH_BEAT_MS    3000u
+#define TN_PATH_TRUST_MS   6500u
+#define TN_PATH_PLAIN_MS   15000u           /* trust in a peer without disco: its
+                                               keepalive answers within 10 s      */
+#define TN_PATH_PING_MS    5000u            /* no answer after this; and not sooner again */
+#define TN_PATH_UPGRADE_MS 60000ul          /* looks for something better         */
+#define TN_PATH_GOOD_MS    5u               /* and not when it is that fast       */
+#define TN_PATH_HEED_MS    1000u            /* calls that make us ping            */
+
+enum {
+    TN_PATH_CALL_MAX = 16,                  /* addresses used of one call         */
+    TN_PATH_RESERVE  = TAILNET_MAX_CANDIDATES / 4,  /* kept for sources of pings  */
+    TN_PATH_NO_SLOT  = 0xff
+};
+
+typedef enum tn_path_state { TN_PATH_NONE, TN_PATH_TRUSTED, TN_PATH_UNTRUSTED } tn_path_state;
+
+/* What a candidate is known from, and marks of work on it. */
+enum {
+    TN_PATH_LISTED = 1,                     /* control names it                   */
+    TN_PATH_CALLED = 2,                     /* the peer's last call-me-maybe does */
+    TN_PATH_HEARD  = 4,                     /* the peer sent from there           */
+    TN_PATH_DUE    = 8,                     /* to be pinged                       */
+    TN_PATH_OLD    = 16,                    /* named before; and now?             */
+    TN_PATH_ECHOED = 32                     /* pinged back since the last round   */
+};
+
+/* What runs, and what is due. */
+enum { TN_PATH_BEATS = 1, TN_PATH_DOUBT = 2, TN_PATH_DUE_PING = 4, TN_PATH_DUE_CALL = 8 };
+
+/* Answers of tn_path_use and tn_path_pong_in. */
+enum { TN_PATH_UDP = 1, TN_PATH_RELAY = 2 };
+enum { TN_PATH_MINE = 1, TN_PATH_CHANGED = 2 };
+
+/* Times are the low 32 bits of the clock, and always moments that have passed:
+ * what counts is their age, which is right for 49 days and harmless after. */
+typedef struct tn_path_place {
+    tailnet_addr addr;                      /* family 0: the slot is free         */
+    uint32_t     pinged;
+    uint32_t     answered;                  /* when the last ping answered was sent */
+    uint32_t     heard;                     /* last ping from there               */
+    uint16_t     heard_tx;                  /* its end, to know it again          */
+    uint8_t      flags;
+} tn_path_place;
+
+typedef struct tn_path {
+    tn_path_state state;
+    uint8_t       best;                     /* slot or NO_SLOT                    */
+    uint8_t       due;
+    uint8_t       turn;                     /* plain: slot tried last             */
+    uint8_t       lacks;                    /* 4, 6: a family we have not; 0: none */
+    bool          metered, silent, plain;   /* the node's to set                  */
+    uint32_t      latency_ms;               /* of best, at least 1                */
+    uint32_t      trusted, doubted;         /* last pong of best; ping in doubt   */
+    uint32_t      used, beat;               /* last use; last heartbeat           */
+    uint32_t      full, called, heeded;     /* ping round; our call; its call     */
+    uint8_t       seed[16];
+    tn_path_place places[TAILNET_MAX_CANDIDATES];
+} tn_path;
+
+TN_STATIC_ASSERT(candidates_limit, TAILNET_MAX_CANDIDATES >= 1 && TAILNET_MAX_CANDIDATES <= 32);
+
+/* What step wants sent. */
+typedef enum tn_path_want { TN_PATH_QUIET, TN_PATH_PING, TN_PATH_CALL } tn_path_want;
+
+typedef struct tn_path_wish {
+    tailnet_addr to;
+    uint8_t      tx[12];
+} tn_path_wish;
+
+typedef struct tn_path_pong {
+    tailnet_addr to;                        /* the address that was pinged        */
+    uint32_t     latency_ms;
+} tn_path_pong;
+
+static uint32_t tn_path_age(uint32_t now, uint32_t since) { return now - since; }
+
+/* ---- the worth of an address ---- */
+
+enum { TN_PATH_NEVER = 255 };
+
+/* Family, bits, worth, first bytes. The worths are betterAddr's; NEVER are such
+ * as cannot be a peer's: multicast, broadcast, and the tailnet's own, where a
+ * ping would run through the tunnel into itself. */
+static const uint8_t tn_path_kinds[11][9] = {
+    { 4, 3, TN_PATH_NEVER, 224 },                           /* 255.255.255.255 too */
+    { 4, 10, TN_PATH_NEVER, 100, 64 },
+    { 6, 8, TN_PATH_NEVER, 0xff },
+    { 6, 48, TN_PATH_NEVER, 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 },
+    { 4, 8, 50, 127 },
+    { 4, 16, 30, 169, 254 },
+    { 4, 8, 20, 10 },
+    { 4, 12, 20, 172, 16 },
+    { 4, 16, 20, 192, 168 },
+    { 6, 10, 30, 0xfe, 0x80 },
+    { 6, 7, 20, 0xfc }
+};
+
+/* Loopback 50, link-local 30, private 20, else 0; NEVER. */
+static unsigned tn_path_worth(const tailnet_addr *a)
+{
+    unsigned i;
+    if (a->port == 0 || tn_is_zero(a->ip, tn_ip_len(a->family))) return TN_PATH_NEVER;
+    if (a->family == 6 && tn_is_zero(a->ip, 15) && a->ip[15] == 1) return 50;
+    for (i = 0; i < sizeof tn_path_kinds / sizeof tn_path_kinds[0]; i++) {
+        const uint8_t *k = tn_path_kinds[i];
+        if (k[0] == a->family && tn_bits_same(k + 3, a->ip, k[1])) return k[2];
+    }
+    return 0;
+}
+
+/* Is a better than b? By how many percent it is faster, with a bonus for near
+ * addresses and for IPv6 (reference: betterAddr, whose relays and MTU probes we
+ * have not). Latencies of any unit, at most 40 millions. */
+static bool tn_path_better(const tailnet_addr *a, uint32_t a_latency,
+                           const tailnet_addr *b, uint32_t b_latency)
+{
+    uint32_t for_a = 0, for_b = 0;
+    if (tn_addr_same(a, b)) return false;
+    if (a_latency > b_latency) for_b = 100u - b_latency * 100u / a_latency;
+    else if (b_latency != 0)   for_a = 100u - a_latency * 100u / b_latency;
+    for_a += tn_path_worth(a) + (a->family == 6 ? 10u : 0u);
+    for_b += tn_path_worth(b) + (b->family == 6 ? 10u : 0u);
+    return for_a > for_b && (for_a > 1 || for_b != 0);
+}
+
+/* ---- the state ---- */
+
+static const uint8_t tn_path_arrows[3] = {
+    /* NONE      */ 1u << TN_PATH_TRUSTED,
+    /* TRUSTED   */ 1u << TN_PATH_NONE | 1u << TN_PATH_TRUSTED | 1u << TN_PATH_UNTRUSTED,
+    /* UNTRUSTED */ 1u << TN_PATH_NONE | 1u << TN_PATH_TRUSTED
+};
+
+/* The only place where the state changes. A ping sent before a pong came cannot
+ * time out after the trust of that pong, so each arrow that sets trust or takes
+ * the best away ends the doubt. */
+static void tn_path_enter(tn_path *p, tn_path_state next, uint32_t now)
+{
+    TAILNET_ASSERT((tn_path_arrows[p->state] >> next & 1u) != 0);
+    p->state = next;
+    if (next == TN_PATH_UNTRUSTED) return;
+    p->due = (uint8_t)(p->due & ~(unsigned)TN_PATH_DOUBT);
+    if (next == TN_PATH_TRUSTED) p->trusted = now;
+    else                         p->best = TN_PATH_NO_SLOT;
+}
+
+static uint32_t tn_path_trust_ms(const tn_path *p)
+{
+    return p->plain ? TN_PATH_PLAIN_MS : TN_PATH_TRUST_MS;
+}
+
+/* Trust ends by itself: every entry looks at the clock first. */
+static void tn_path_look(tn_path *p, uint32_t now)
+{
+    if (p->state == TN_PATH_TRUSTED && tn_path_age(now, p->trusted) > tn_path_trust_ms(p))
+        tn_path_enter(p, TN_PATH_UNTRUSTED, now);
+}
+
+/* The best is no more. */
+static bool tn_path_lose(tn_path *p, uint32_t now)
+{
+    if (p->state == TN_PATH_NONE) return false;
+    tn_path_enter(p, TN_PATH_NONE, now);
+    return true;
+}
+
+static void tn_path_init(tn_path *p, const uint8_t seed[16], uint64_t now_ms)
+{
+    uint32_t now = (uint32_t)now_ms;
+    memset(p, 0, sizeof *p);
+    memcpy(p->seed, seed, sizeof p->seed);
+    p->best   = TN_PATH_NO_SLOT;
+    p->turn   = TAILNET_MAX_CANDIDATES - 1;
+    p->full   = p->called = now - TN_PATH_PING_MS;
+    p->heeded = now - TN_PATH_HEED_MS;
+}
+
+/* ---- candidates ---- */
+
+/* The slot of an address, or NO_SLOT. */
+static unsigned tn_path_find(const tn_path *p, const tailnet_addr *a)
+{
+    unsigned i;
+    for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
+        if (p->places[i].addr.family != 0 && tn_addr_same(&p->places[i].addr, a)) return i;
+    }
+    return TN_PATH_NO_SLOT;
+}
+
+/* Removes what nobody names any more, and sources of pings after 45 s. A plain
+ * peer's best stays: nothing else would find it again. */
+static void tn_path_sweep(tn_path *p, uint32_t now)
+{
+    unsigned i;
+    for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
+        tn_path_place *c = &p->places[i];
+        bool heard = (c->flags & TN_PATH_HEARD) != 0 &&
+                     tn_path_age(now, c->heard) <= TN_PATH_SESSION_MS;
+        if (c->addr.family == 0) continue;
+        if (c->addr.family != p->lacks) {
+            if (heard || (c->flags & (TN_PATH_LISTED | TN_PATH_CALLED)) != 0) continue;
+            if (p->plain && i == p->best) continue;
+        }
+        if (i == p->best) (void)tn_path_lose(p, now);
+        memset(c, 0, sizeof *c);
+    }
+}
+
+/* A slot for a newcomer, or NO_SLOT; never that of the best. What control and the
+ * peer name displaces the other's when it fills its part, as it is newer; the
+ * reserve belongs to sources of pings, the only ones that reach behind a hard NAT. */
+static unsigned tn_path_room(const tn_path *p, unsigned kind, uint32_t now)
+{
+    unsigned i, named = 0, open = TN_PATH_NO_SLOT, oldest = TN_PATH_NO_SLOT;
+    unsigned other = TN_PATH_NO_SLOT;
+    for (i = TAILNET_MAX_CANDIDATES; i-- != 0;) {
+        const tn_path_place *c = &p->places[i];
+        if (c->addr.family == 0) {
+            open = i;
+        } else if ((c->flags & (TN_PATH_LISTED | TN_PATH_CALLED)) != 0) {
+            named++;
+            if (i != p->best && (c->flags & kind) == 0) other = i;
+        } else if (i != p->best &&
+                   (oldest == TN_PATH_NO_SLOT || tn_path_age(now, c->heard) >
+                                                     tn_path_age(now, p->places[oldest].heard))) {
+            oldest = i;
+        }
+    }
+    if (kind != TN_PATH_HEARD && named >= TAILNET_MAX_CANDIDATES - TN_PATH_RESERVE) return other;
+    if (open != TN_PATH_NO_SLOT) return open;
+    return oldest != TN_PATH_NO_SLOT ? oldest : other;  /* other: with a table too small */
+}
+
+/* Makes an address a candidate, if it is none yet. Its slot or NO_SLOT. */
+static unsigned tn_path_put(tn_path *p, const tailnet_addr *a, unsigned kind, uint32_t now)
+{
+    unsigned       i = tn_path_find(p, a), worth = tn_path_worth(a);
+    tn_path_place *c;
+    if (i != TN_PATH_NO_SLOT) return i;
+    if (worth == TN_PATH_NEVER || a->family == p->lacks) return i;
+    if (worth == 30 && a->family == 6 && a->scope == 0) return i;   /* on which link? */
+    i = tn_path_room(p, kind, now);
+    if (i == TN_PATH_NO_SLOT) return i;
+    c = &p->places[i];
+    memset(c, 0, sizeof *c);
+    c->addr     = *a;
+    c->flags    = (uint8_t)kind;
+    c->pinged   = now - TN_PATH_PING_MS;
+    c->answered = now - 1;
+    c->heard    = now;
+    return i;
+}
+
+/* A list of addresses takes the place of the former list of its kind: from list,
+ * or from the message m. First those that we know, so that no newcomer displaces
+ * them. What a call leaves out is deleted, whoever else names it. */
+static void tn_path_name(tn_path *p, unsigned kind, const tailnet_addr *list,
+                         const tn_disco_msg *m, size_t count, uint32_t now)
+{
+    unsigned pass, slot;
+    size_t   i;
+    for (slot = 0; slot < TAILNET_MAX_CANDIDATES; slot++) {
+        tn_path_place *c = &p->places[slot];
+        if ((c->flags & kind) != 0) c->flags = (uint8_t)(c->flags ^ (kind | TN_PATH_OLD));
+    }
+    for (pass = 0; pass < 2; pass++) {
+        for (i = 0; i < count; i++) {
+            tailnet_addr a;
+            if (m != NULL) (void)tn_disco_endpoint(m, i, &a);
+            else           a = list[i];
+            slot = pass == 0 ? tn_path_find(p, &a) : tn_path_put(p, &a, kind, now);
+            if (slot == TN_PATH_NO_SLOT) continue;
+            p->places[slot].flags =
+                (uint8_t)((p->places[slot].flags & ~(unsigned)TN_PATH_OLD) | kind);
+        }
+        for (slot = 0; slot < TAILNET_MAX_CANDIDATES; slot++) {
+            tn_path_place *c = &p->places[slot];
+            if ((c->flags & TN_PATH_OLD) == 0) continue;
+            c->flags = kind == TN_PATH_CALLED ? 0 : (uint8_t)(c->flags ^ TN_PATH_OLD);
+        }
+        tn_path_sweep(p, now);
+    }
+}
+
+/* The addresses that the map names for the peer now. */
+static void tn_path_listed(tn_path *p, const tailnet_addr *list, size_t count, uint64_t now_ms)
+{
+    tn_path_name(p, TN_PATH_LISTED, list, NULL, count, (uint32_t)now_ms);
+}
+
+/* The address of the best; false: there is none. */
+static TN_MAYBE_UNUSED bool tn_path_best(const tn_path *p, tailnet_addr *out)
+{
+    if (p->best == TN_PATH_NO_SLOT) return false;
+    *out = p->places[p->best].addr;
+    return true;
+}
+
+/* ---- what is to be sent ---- */
+
+static void tn_path_due(tn_path *p, unsigned slot)
+{
+    p->places[slot].flags |= TN_PATH_DUE;
+    p->due |= TN_PATH_DUE_PING;
+}
+
+/* A full round: pings all candidates that were not in the last 5 s, and with them
+ * calls the peer. Also when we know no address: the peer may know ours (the
+ * reference waits for the peer then). When metered and the best only has to
+ * prove itself again, no other is asked. */
+static void tn_path_round(tn_path *p, bool call, uint32_t now)
+{
+    bool     cheap = call && p->metered && p->best != TN_PATH_NO_SLOT, some = false, none = true;
+    unsigned i;
+    p->full = now;
+    tn_path_sweep(p, now);
+    for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
+        const tn_path_place *c = &p->places[i];
+        if (c->addr.family == 0) continue;
+        none = false;
+        if (tn_path_age(now, c->pinged) < TN_PATH_PING_MS || (cheap && i != p->best)) continue;
+        some = true;
+        p->places[i].flags = (uint8_t)(c->flags & ~(unsigned)TN_PATH_ECHOED);
+        tn_path_due(p, i);
+    }
+    if (call && !cheap && (some || none) && tn_path_age(now, p->called) >= TN_PATH_PING_MS)
+        p->due |= TN_PATH_DUE_CALL;
+}
+
+/* Traffic: heartbeats begin 3 s from now, if they do not run. */
+static void tn_path_active(tn_path *p, uint32_t now)
+{
+    tn_path_look(p, now);
+    p->used = now;
+    if ((p->due & TN_PATH_BEATS) != 0 || p->silent || p->plain) return;
+    p->due |= TN_PATH_BEATS;
+    p->beat = now;
+}
+
+/* Without disco there is nothing but trying: best while it is heard, then each
+ * address for one handshake's patience, best first. */
+static unsigned tn_path_try(tn_path *p, uint32_t now)
+{
+    unsigned n = TAILNET_MAX_CANDIDATES;
+    if (p->state == TN_PATH_TRUSTED) return p->best;
+    if (tn_path_age(now, p->full) < TN_PATH_PING_MS) return p->turn;
+    p->full = now;
+    do {
+        p->turn = (uint8_t)((p->turn + 1u) % TAILNET_MAX_CANDIDATES);
+    } while (p->places[p->turn].addr.family == 0 && --n != 0);
+    return p->turn;
+}
+
+/* Where does a WireGuard message go that is sent now? TN_PATH_UDP: to *to.
+ * TN_PATH_RELAY: by relay; both: by both, WireGuard drops the second copy. Then
+ * step has something to say. */
+static unsigned tn_path_use(tn_path *p, uint64_t now_ms, tailnet_addr *to)
+{
+    uint32_t now = (uint32_t)now_ms;
+    unsigned ways, slot;
+    tn_path_active(p, now);
+    ways = p->plain || p->state == TN_PATH_TRUSTED ? 0u : (unsigned)TN_PATH_RELAY;
+    if (ways != 0) tn_path_round(p, true, now);
+    slot = p->plain ? tn_path_try(p, now) : p->best;
+    if (slot == TN_PATH_NO_SLOT || p->places[slot].addr.family == 0) return ways;
+    *to = p->places[slot].addr;
+    return ways | TN_PATH_UDP;
+}
+
+/* Somebody wants to know how far the peer is: pings the best if it is trusted,
+ * else all, however long ago they were pinged. */
+static TN_MAYBE_UNUSED void tn_path_probe(tn_path *p, uint64_t now_ms)
+{
+    unsigned i;
+    tn_path_active(p, (uint32_t)now_ms);
+    for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
+        if (p->places[i].addr.family == 0) continue;
+        if (p->state != TN_PATH_TRUSTED || i == p->best) tn_path_due(p, i);
+    }
+}
+
+/* Every 3 s while there is traffic, and 45 s more. A metered path beats once more
+ * after the last packet at most, and looks for nothing better. */
+static void tn_path_tick(tn_path *p, uint32_t now)
+{
+    uint32_t idle = tn_path_age(now, p->used);
+    if (p->silent || p->plain || idle > (p->metered ? TN_PATH_METERED_MS : TN_PATH_SESSION_MS)) {
+        p->due = (uint8_t)(p->due & ~(unsigned)TN_PATH_BEATS);
+        return;
+    }
+    p->beat = now;
+    if (p->state == TN_PATH_TRUSTED &&
+        (p->latency_ms <= TN_PATH_GOOD_MS || p->metered ||
+         tn_path_age(now, p->full) < TN_PATH_UPGRADE_MS)) {
+        tn_path_due(p, p->best);
+        return;
+    }
+    tn_path_round(p, true, now);
+    if (p->best != TN_PATH_NO_SLOT) tn_path_due(p, p->best);
+}
+
+/* The transaction of a ping to a slot's address at a time. Made, not stored: time,
+ * slot, and 56 bits of a keyed hash over both and the address. So no outsider
+ * guesses it, no table has to remember it, and the peer, who reads it wherever it
+ * gets our pings, still cannot answer for an address where it does not. */
+static void tn_path_tx(const tn_path *p, unsigned slot, uint32_t sent, uint8_t tx[12])
+{
+    const tailnet_addr *a = &p->places[slot].addr;
+    uint8_t             text[5 + 16 + 4];
+    tn_put_u32be(text, sent);
+    text[4] = (uint8_t)slot;
+    memcpy(text + 5, a->ip, sizeof a->ip);
+    tn_put_u32be(text + 21, (uint32_t)a->family << 16 | a->port);
+    memcpy(tx, text, 5);
+    tn_cr_mac(tx + 5, 7, p->seed, sizeof p->seed, text, sizeof text);
+}
+
+/* Fills in the ping to a candidate that is due. If it can take the best away when
+ * it stays without answer, the path is in doubt from now on. */
+static void tn_path_ping(tn_path *p, unsigned slot, uint32_t now, tn_path_wish *w)
+{
+    tn_path_place *c = &p->places[slot];
+    c->flags  = (uint8_t)(c->flags ^ TN_PATH_DUE);
+    c->pinged = now;
+    w->to     = c->addr;
+    tn_path_tx(p, slot, now, w->tx);
+    if (slot != p->best || (p->due & TN_PATH_DOUBT) != 0 ||
+        tn_path_age(now, p->trusted) <= TN_PATH_TRUST_MS - TN_PATH_PING_MS)
+        return;
+    p->due |= TN_PATH_DOUBT;
+    p->doubted = now;
+}
+
+/* What is to be sent next? Until it says QUIET. */
+static tn_path_want tn_path_step(tn_path *p, uint64_t now_ms, tn_path_wish *w)
+{
+    uint32_t now = (uint32_t)now_ms;
+    unsigned i;
+    tn_path_look(p, now);
+    if ((p->due & TN_PATH_DOUBT) != 0 && tn_path_age(now, p->doubted) >= TN_PATH_PING_MS)
+        (void)tn_path_lose(p, now);
+    if ((p->due & TN_PATH_BEATS) != 0 && tn_path_age(now, p->beat) >= TN_PATH_BEAT_MS)
+        tn_path_tick(p, now);
+    for (i = 0; (p->due & TN_PATH_DUE_PING) != 0 && i < TAILNET_MAX_CANDIDATES; i++) {
+        if ((p->places[i].flags & TN_PATH_DUE) == 0) continue;
+        tn_path_ping(p, i, now, w);
+        return TN_PATH_PING;
+    }
+    i      = p->due & TN_PATH_DUE_CALL;
+    p->due = (uint8_t)(p->due & (TN_PATH_BEATS | TN_PATH_DOUBT));
+    if (i == 0) return TN_PATH_QUIET;
+    p->called = now;
+    return TN_PATH_CALL;
+}
+
+static uint32_t tn_path_left(uint32_t now, uint32_t since, uint32_t most)
+{
+    uint32_t age = tn_path_age(now, since);
+    return age < most ? most - age : 0;
+}
+
+/* When step has something to do; TN_NEVER when only traffic can bring that. */
+static uint64_t tn_path_deadline(const tn_path *p, uint64_t now_ms)
+{
+    uint32_t now  = (uint32_t)now_ms;
+    uint64_t wait = TN_NEVER;
+    if ((p->due & (TN_PATH_DUE_PING | TN_PATH_DUE_CALL)) != 0) return now_ms;
+    if (p->state == TN_PATH_TRUSTED)
+        wait = tn_path_left(now, p->trusted, tn_path_trust_ms(p) + 1u);
+    if ((p->due & TN_PATH_DOUBT) != 0)
+        wait = tn_min64(wait, tn_path_left(now, p->doubted, TN_PATH_PING_MS));
+    if ((p->due & TN_PATH_BEATS) != 0)
+        wait = tn_min64(wait, tn_path_left(now, p->beat, TN_PATH_BEAT_MS));
+    return tn_time_add(now_ms, wait);
+}
+
+/* ---- what comes in ---- */
+
+/* An authentic ping by UDP: its source is a candidate from now on. True: to be
+ * answered, with one pong to where it came from; false: we had it already. What
+ * the peer came through may have been closed to our last ping and is open now: in
+ * search of a way we try it again, once (the reference waits for its next round,
+ * up to 5 s). */
+static bool tn_path_ping_in(tn_path *p, const tailnet_addr *from, const uint8_t tx[12],
+                            uint64_t now_ms)
+{
+    unsigned       end  = (unsigned)tx[10] << 8 | tx[11];
+    unsigned       slot = tn_path_find(p, from);
+    tn_path_place *c;
+    if (slot != TN_PATH_NO_SLOT && p->places[slot].heard_tx == end) return false;
+    slot = tn_path_put(p, from, TN_PATH_HEARD, (uint32_t)now_ms);
+    if (slot == TN_PATH_NO_SLOT) return true;
+    c           = &p->places[slot];
+    c->heard_tx = (uint16_t)end;
+    c->heard    = (uint32_t)now_ms;
+    tn_path_look(p, c->heard);
+    if (p->state != TN_PATH_TRUSTED && (p->due & TN_PATH_BEATS) != 0 &&
+        (c->flags & TN_PATH_ECHOED) == 0) {
+        c->flags |= TN_PATH_ECHOED;
+        tn_path_due(p, slot);
+    }
+    return true;
+}
+
+/* An authentic pong. One that came by relay ends its ping and proves nothing.
+ * Zero: no ping of ours, too late, or answered already. CHANGED: another best, or
+ * trust is back. */
+static unsigned tn_path_pong_in(tn_path *p, const uint8_t tx[12], bool by_relay, uint64_t now_ms,
+                                tn_path_pong *got)
+{
+    uint32_t       now  = (uint32_t)now_ms, age = tn_path_age(now, tn_get_u32be(tx));
+    unsigned       slot = tx[4], news = TN_PATH_MINE;
+    tn_path_place *c    = &p->places[slot % TAILNET_MAX_CANDIDATES];
+    uint8_t        want[12];
+
+    if (slot >= TAILNET_MAX_CANDIDATES || c->addr.family == 0) return 0;
+    if (age >= TN_PATH_PING_MS || age >= tn_path_age(now, c->answered)) return 0;
+    tn_path_tx(p, slot, now - age, want);
+    if (!tn_equal(want, tx, sizeof want)) return 0;
+    c->answered     = now - age;
+    got->to         = c->addr;
+    got->latency_ms = age == 0 ? 1u : age;
+    if (by_relay) return news;
+    tn_path_look(p, now);
+    if (p->state != TN_PATH_TRUSTED ||
+        tn_path_better(&c->addr, got->latency_ms, &p->places[p->best].addr, p->latency_ms)) {
+        p->best = (uint8_t)slot;
+        news |= TN_PATH_CHANGED;
+    }
+    if (p->best != slot) return news;
+    p->latency_ms = got->latency_ms;
+    tn_path_enter(p, TN_PATH_TRUSTED, now);
+    return news;
+}
+
+/* An authentic call-me-maybe, which came by relay from this very peer: its
+ * addresses are candidates, all are pinged at once, and it is no traffic. It is
+ * not answered by a call: two of us would never end. At most one in a second
+ * makes us ping. A best that it leaves out is gone, or in doubt where control
+ * still names it: the peer may have moved. True: the best is gone. */
+static bool tn_path_call_in(tn_path *p, const tn_disco_msg *m, uint64_t now_ms)
+{
+    uint32_t now   = (uint32_t)now_ms;
+    size_t   count = m->count;
+    bool     had   = p->best != TN_PATH_NO_SLOT;
+    unsigned i;
+    if (count > TN_PATH_CALL_MAX) count = TN_PATH_CALL_MAX;
+    tn_path_look(p, now);
+    tn_path_name(p, TN_PATH_CALLED, NULL, m, count, now);
+    if (p->state == TN_PATH_TRUSTED &&
+        (p->places[p->best].flags & (TN_PATH_LISTED | TN_PATH_CALLED)) == TN_PATH_LISTED)
+        tn_path_enter(p, TN_PATH_UNTRUSTED, now);
+    if (tn_path_age(now, p->heeded) >= TN_PATH_HEED_MS) {
+        p->heeded = now;
+        for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) p->places[i].pinged = now - TN_PATH_PING_MS;
+        tn_path_round(p, false, now);
+    }
+    return had && p->best == TN_PATH_NO_SLOT;
+}
+
+/* An authentic WireGuard packet came by UDP. It moves only peers without disco,
+ * and holds trust only where heartbeats are forbidden. True: another best. */
+static bool tn_path_heard(tn_path *p, const tailnet_addr *from, uint64_t now_ms)
+{
+    uint32_t now = (uint32_t)now_ms;
+    unsigned slot;
+    bool     moved;
+    if (!p->plain && !p->silent) return false;
+    slot  = p->plain ? tn_path_put(p, from, TN_PATH_HEARD, now) : tn_path_find(p, from);
+    moved = slot != p->best;
+    if (slot == TN_PATH_NO_SLOT || (moved && !p->plain)) return false;
+    p->best = (uint8_t)slot;
+    p->turn = (uint8_t)((slot + TAILNET_MAX_CANDIDATES - 1) % TAILNET_MAX_CANDIDATES);
+    p->places[slot].heard = now;
+    tn_path_enter(p, TN_PATH_TRUSTED, now);
+    return moved;
+}
+
+/* The system says that no way leads to an address that we sent to. True: it was
+ * the best. It is pinged again with the others, not before. */
+static bool tn_path_unreachable(tn_path *p, const tailnet_addr *to, uint64_t now_ms)
+{
+    unsigned slot = tn_path_find(p, to);
+    return slot != TN_PATH_NO_SLOT && slot == p->best && tn_path_lose(p, (uint32_t)now_ms);
+}
+
+/* We are somewhere else: nothing that was measured holds. A path in use begins
+ * anew with the next step, the others with their next use. */
+static void tn_path_network_changed(tn_path *p, uint64_t now_ms)
+{
+    uint32_t now = (uint32_t)now_ms;
+    unsigned i;
+    (void)tn_path_lose(p, now);
+    for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
+        tn_path_place *c = &p->places[i];
+        c->pinged = now - TN_PATH_PING_MS;
+        c->flags  = (uint8_t)(c->flags & (TN_PATH_LISTED | TN_PATH_HEARD));
+    }
+    p->called = p->beat = now - TN_PATH_PING_MS;
+    p->due    = (uint8_t)(p->due & TN_PATH_BEATS);
 }
 
 /* ======================================================================== *
@@ -13416,14 +15539,17 @@ static tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event 
 
 #define TN_RELAY_NODE_PATIENCE_MS 1500u     /* TCP, for all but the last node     */
 #define TN_RELAY_LATER_MS         250u      /* the link room had no place         */
+#define TN_RELAY_DEAD_MS          120000ul  /* two of the server's keep-alives lost */
 #define TN_RELAY_GUEST_MS         60000ul   /* without a write: a guest leaves    */
 #define TN_RELAY_HOLD_MS          5000u     /* written to since: stays            */
 #define TN_RELAY_PONG_MS          3000u     /* after a network change             */
 #define TN_RELAY_MOVE_MS          2000u     /* from "control knows" to the move   */
 #define TN_RELAY_LOST_MS          30000u    /* home not reached: take another     */
+#define TN_RELAY_SHUN_MS          300000ul  /* not there again, however near      */
 #define TN_RELAY_REJECTED_MS      30000u    /* closed after our login             */
 #define TN_RELAY_BACKOFF_MAX_MS   5000u
 #define TN_RELAY_RESTART_MAX_MS   10000u
+#define TN_RELAY_TRYING_MAX_MS    600000ul
 
 enum {
     TN_RELAY_LETTER  = 168,                 /* a handshake or disco message       */
@@ -13457,17 +15583,18 @@ typedef struct tn_relay_link {
     bool            stuck;                  /* due, but there was no room         */
     bool            said;                   /* our login is written               */
     bool            fast, never_fast;       /* login went with the request        */
+    bool            pinged;                 /* a pong has to come                 */
     uint16_t        region;                 /* 0: the slot is free                */
     uint16_t        next_region;            /* CLOSING: what comes then           */
     uint16_t        status;                 /* of HTTP, when the upgrade failed   */
-    uint64_t        deadline_ms;            /* of the state                       */
-    uint64_t        written_ms;             /* the last packet for it             */
-    uint64_t        pong_ms;                /* a pong has to come by then         */
-    uint64_t        restart_ms;             /* until then failing is no error     */
+    uint32_t        deadline_ms;            /* of the state, if it has one        */
+    uint32_t        written_ms;             /* the last packet for it             */
+    uint32_t        pong_ms;                /* by then                            */
+    uint32_t        restart_ms;             /* until then failing is no error,    */
+    uint32_t        restart_in_ms;          /*   if this is not 0                 */
     uint8_t         pong[8];                /* to be answered, or expected        */
     uint8_t         ping[8];
     tn_derp         derp;
-    uint32_t        restart_in_ms;
     tn_relay_letter letter;
 } tn_relay_link;
 
@@ -13478,17 +15605,27 @@ typedef union tn_relay_store {
 } tn_relay_store;
 
 typedef struct tn_relay {
-    bool            on;
+    bool            on, told;               /* control knows wanted               */
     uint8_t         count;
     uint16_t        home;                   /* the region we serve                */
     uint16_t        wanted;                 /* the one it shall be                */
+    uint16_t        shunned;                /* could not be reached               */
     tn_relay_link  *links;
     tn_relay_store *stores;
     uint8_t        *via;                    /* per peer: slot + 1, or 0           */
     size_t          peers;
-    uint64_t        up_ms;                  /* when home was last seen open       */
-    uint64_t        move_ms;                /* when to move, control knowing it   */
+    uint64_t        now_ms;                 /* of the last step                   */
+    uint32_t        up_ms;                  /* when home was last seen open       */
+    uint32_t        move_ms;                /* when to move, if told              */
+    uint32_t        shun_ms;                /* until then                         */
 } tn_relay;
+
+/* Times here are the low 32 bits of milliseconds: none is as far off as 24 days. Has
+ * when come? */
+static TN_NOINLINE bool tn_relay_is_past(uint32_t when, uint32_t now)
+{
+    return (now - when) >> 31 == 0;
+}
 
 /* From row to column: may that happen? */
 static const uint8_t tn_relay_arrows[7] = {
@@ -13501,11 +15638,11 @@ static const uint8_t tn_relay_arrows[7] = {
     /* CLOSING */ 1u << TN_RELAY_WAIT | 1u << TN_RELAY_IDLE
 };
 
-/* OPENING: the link room has its own, shorter limits; this one is a net. OPEN:
- * two of the server's keep-alives may be lost (derp_client.go, Recv). */
+/* OPENING: the link room has its own, shorter limits; this one is a net. OPEN: see
+ * derp_client.go, Recv. The states without a limit have 0. */
 static const uint32_t tn_relay_patience_ms[7] = {
     /* IDLE */ 0, /* WAIT */ 0, /* OPENING */ 60000ul, /* UPGRADE */ 10000, /* LOGIN */ 10000,
-    /* OPEN */ 120000ul, /* CLOSING */ 0
+    /* OPEN */ TN_RELAY_DEAD_MS, /* CLOSING */ 0
 };
 
 static void tn_relay_init(tn_relay *r, tn_relay_link *links, tn_relay_store *stores,
@@ -13519,48 +15656,44 @@ static void tn_relay_init(tn_relay *r, tn_relay_link *links, tn_relay_store *sto
     r->count   = (uint8_t)count;
     r->via     = via;
     r->peers   = peers;
-    r->move_ms = TN_NEVER;
 }
 
 /* The only place where state changes. WAIT's deadline is set by its callers. */
-static void tn_relay_enter(tn_relay_link *l, tn_relay_state next, uint64_t now_ms)
+static void tn_relay_enter(tn_relay_link *l, tn_relay_state next, uint32_t now)
 {
-    uint32_t patience = tn_relay_patience_ms[next];
     TAILNET_ASSERT((tn_relay_arrows[l->state] >> next & 1u) != 0);
     l->state       = next;
-    l->deadline_ms = patience == 0 ? TN_NEVER : tn_time_add(now_ms, patience);
+    l->deadline_ms = now + tn_relay_patience_ms[next];
     if (next != TN_RELAY_OPENING && next != TN_RELAY_UPGRADE && next != TN_RELAY_LOGIN &&
         next != TN_RELAY_OPEN) {
-        l->due     = l->due & TN_RELAY_DUE_LETTER;
-        l->pong_ms = TN_NEVER;
-        l->said    = false;
-        l->stuck   = false;
+        l->due    &= TN_RELAY_DUE_LETTER;
+        l->pinged  = l->said = l->stuck = false;
         tn_derp_start(&l->derp, false);
     }
 }
 
 /* Dials (again) after that delay. */
-static void tn_relay_wait(tn_relay_link *l, uint32_t delay_ms, uint64_t now_ms)
+static void tn_relay_wait(tn_relay_link *l, uint32_t delay_ms, uint32_t now)
 {
-    tn_relay_enter(l, TN_RELAY_WAIT, now_ms);
-    l->deadline_ms = tn_time_add(now_ms, delay_ms);
+    tn_relay_enter(l, TN_RELAY_WAIT, now);
+    l->deadline_ms += delay_ms;
 }
 
 /* Ends a connection, or the attempt; region next comes into the slot then. */
-static void tn_relay_leave(tn_relay_link *l, tailnet_result why, uint16_t next, uint64_t now_ms)
+static void tn_relay_leave(tn_relay_link *l, tailnet_result why, uint16_t next, uint32_t now)
 {
     if (l->fast && l->state == TN_RELAY_LOGIN) l->never_fast = true;
     l->from        = l->state;
     l->why         = why;
     l->next_region = next;
     if (next != l->region) l->due = 0;
-    tn_relay_enter(l, TN_RELAY_CLOSING, now_ms);
+    tn_relay_enter(l, TN_RELAY_CLOSING, now);
     l->due |= TN_RELAY_DUE_CLOSE;
 }
 
-static void tn_relay_fail(tn_relay_link *l, tailnet_result why, uint64_t now_ms)
+static void tn_relay_fail(tn_relay_link *l, tailnet_result why, uint32_t now)
 {
-    tn_relay_leave(l, why, l->region, now_ms);
+    tn_relay_leave(l, why, l->region, now);
 }
 
 /* The region a slot is for, now or when it has closed. */
@@ -13599,50 +15732,52 @@ static TN_MAYBE_UNUSED bool tn_relay_is_up(const tn_relay *r)
 }
 
 /* A slot without a connection becomes free. */
-static void tn_relay_free(tn_relay_link *l, uint64_t now_ms)
+static void tn_relay_free(tn_relay_link *l, uint32_t now)
 {
-    if (l->state != TN_RELAY_IDLE) tn_relay_enter(l, TN_RELAY_IDLE, now_ms);
+    if (l->state != TN_RELAY_IDLE) tn_relay_enter(l, TN_RELAY_IDLE, now);
     l->due    = 0;
     l->region = 0;
 }
 
 /* A slot without a connection gets another region, to be dialled at once. */
-static void tn_relay_assign(tn_relay_link *l, uint16_t region, uint64_t now_ms)
+static void tn_relay_assign(tn_relay_link *l, uint16_t region, uint32_t now)
 {
-    l->region      = region;
-    l->node        = 0;
-    l->errors      = 0;
-    l->never_fast  = false;
-    l->restart_ms  = 0;
-    l->written_ms  = now_ms;
-    tn_relay_wait(l, 0, now_ms);
+    l->region        = region;
+    l->node          = 0;
+    l->errors        = 0;
+    l->never_fast    = false;
+    l->restart_in_ms = 0;
+    l->written_ms    = now;
+    tn_relay_wait(l, 0, now);
 }
 
 /* ---- the home region ---- */
 
 /* Goes through the regions of the map, one tn_relay_choice_add each. */
 typedef struct tn_relay_choice {
-    uint16_t prefs, current, best, first, after;
+    uint16_t prefs, measured, current, best, first, after;
     uint32_t best_score;
     bool     lost;                          /* current cannot be reached          */
-    bool     prefs_seen, current_seen;
+    bool     prefs_seen, measured_seen, current_seen;
 } tn_relay_choice;
 
 /* Home cannot be reached for long: time to choose again. */
 static bool tn_relay_wants_choice(const tn_relay *r, uint64_t now_ms)
 {
     return r->on && r->home != 0 && !tn_relay_is_open(r, r->home) &&
-           now_ms >= tn_time_add(r->up_ms, TN_RELAY_LOST_MS);
+           tn_relay_is_past(r->up_ms + TN_RELAY_LOST_MS, (uint32_t)now_ms);
 }
 
-/* prefs_home: the region a person wants, or 0. */
+/* prefs_home: the region a person wants, or 0. measured: what a new report says (net),
+ * or 0: it says nothing, or control is not there to be told. */
 static void tn_relay_choice_begin(tn_relay_choice *c, const tn_relay *r, uint16_t prefs_home,
-                                  uint64_t now_ms)
+                                  uint16_t measured, uint64_t now_ms)
 {
     memset(c, 0, sizeof *c);
-    c->prefs   = prefs_home;
-    c->current = r->wanted;
-    c->lost    = tn_relay_wants_choice(r, now_ms);
+    c->prefs    = prefs_home;
+    c->measured = measured == r->shunned ? (uint16_t)0 : measured;
+    c->current  = r->wanted;
+    c->lost     = tn_relay_wants_choice(r, now_ms);
 }
 
 /* A region of the map, in its order. A smaller score is better. A person may
@@ -13652,6 +15787,7 @@ static TN_NOINLINE void tn_relay_choice_add(tn_relay_choice *c, uint16_t region,
 {
     if (region == c->prefs) c->prefs_seen = true;
     if (!may_be_home) return;
+    if (region == c->measured) c->measured_seen = true;
     if (c->first == 0) c->first = region;
     if (c->current_seen && c->after == 0) c->after = region;
     if (region == c->current) c->current_seen = true;
@@ -13661,18 +15797,35 @@ static TN_NOINLINE void tn_relay_choice_add(tn_relay_choice *c, uint16_t region,
     }
 }
 
-/* Decides. Stays where we are as long as that is possible; after a region that
- * cannot be reached comes the next of the map, so that each gets its turn. */
+/* Decides. Stays where we are as long as that is possible and no report says better;
+ * after a region that cannot be reached comes the next of the map, so that each gets
+ * its turn. */
 static TN_NOINLINE void tn_relay_choose(tn_relay *r, const tn_relay_choice *c, uint64_t now_ms)
 {
     uint16_t next = c->best;
-    if (c->current_seen)            next = c->current;
-    if (c->current_seen && c->lost) next = c->after != 0 ? c->after : c->first;
-    if (c->prefs_seen)              next = c->prefs;
-    if (c->lost || r->wanted == 0) r->up_ms = now_ms;
+    if (c->current_seen)  next = c->current;
+    if (c->measured_seen) next = c->measured;
+    if (c->lost && c->current_seen && next == c->current) {
+        next       = c->after != 0 ? c->after : c->first;
+        r->shunned = c->current;
+        r->shun_ms = (uint32_t)(now_ms + TN_RELAY_SHUN_MS);
+    }
+    if (c->prefs_seen) next = c->prefs;
+    if (c->lost || r->wanted == 0) r->up_ms = (uint32_t)now_ms;
     if (next == 0 || next == r->wanted) return;
-    r->wanted  = next;
-    r->move_ms = TN_NEVER;
+    r->wanted = next;
+    r->told   = false;
+}
+
+/* The region that is or shall be our home. */
+static uint16_t tn_relay_wanted(const tn_relay *r) { return r->wanted; }
+
+/* When a relay of that region was last heard; 0: not connected. */
+static uint64_t tn_relay_heard(const tn_relay *r, uint16_t region)
+{
+    int i = tn_relay_find(r, region);
+    if (i < 0 || r->links[i].state != TN_RELAY_OPEN) return 0;
+    return r->now_ms + (r->links[i].deadline_ms - (uint32_t)r->now_ms) - TN_RELAY_DEAD_MS;
 }
 
 /* The region to tell control. With one slot peers must know before we move,
@@ -13685,20 +15838,21 @@ static uint16_t tn_relay_report(const tn_relay *r)
 /* Control has answered a request that named this region. */
 static void tn_relay_told(tn_relay *r, uint16_t region, uint64_t now_ms)
 {
-    if (region == r->wanted && r->home != r->wanted && r->move_ms == TN_NEVER)
-        r->move_ms = tn_time_add(now_ms, TN_RELAY_MOVE_MS);
+    if (region != r->wanted || r->home == r->wanted || r->told) return;
+    r->told    = true;
+    r->move_ms = (uint32_t)now_ms + TN_RELAY_MOVE_MS;
 }
 
-static bool tn_relay_may_move(const tn_relay *r, uint64_t now_ms)
+static bool tn_relay_may_move(const tn_relay *r, uint32_t now)
 {
     if (r->home == 0) return true;
     if (r->count > 1) return tn_relay_is_open(r, r->wanted);
-    return now_ms >= r->move_ms || !tn_relay_is_open(r, r->home);
+    return (r->told && tn_relay_is_past(r->move_ms, now)) || !tn_relay_is_open(r, r->home);
 }
 
 /* A slot for a region that has none: a free one, or that of the guest least
  * recently written to; unless forced, not of one in use. -1: none. */
-static int tn_relay_take(tn_relay *r, uint16_t region, bool force, uint64_t now_ms)
+static int tn_relay_take(tn_relay *r, uint16_t region, bool force, uint32_t now)
 {
     tn_relay_link *l;
     int            i, best = -1;
@@ -13709,43 +15863,46 @@ static int tn_relay_take(tn_relay *r, uint16_t region, bool force, uint64_t now_
             break;
         }
         if (target != 0 && (target == r->home || target == r->wanted)) continue;
-        if (best < 0 || r->links[i].written_ms < r->links[best].written_ms) best = i;
+        if (best < 0 || tn_relay_is_past(r->links[i].written_ms, r->links[best].written_ms))
+            best = i;
     }
     if (best < 0) return -1;
     l = &r->links[best];
-    if (l->state != TN_RELAY_IDLE && !force && now_ms - l->written_ms < TN_RELAY_HOLD_MS) return -1;
+    if (l->state != TN_RELAY_IDLE && !force &&
+        !tn_relay_is_past(l->written_ms + TN_RELAY_HOLD_MS, now)) return -1;
     if (l->state == TN_RELAY_IDLE || l->state == TN_RELAY_WAIT) {
         l->due = 0;
-        tn_relay_assign(l, region, now_ms);
+        tn_relay_assign(l, region, now);
     } else if (l->state == TN_RELAY_CLOSING) {
         l->due        &= TN_RELAY_DUE_CLOSE;
         l->next_region = region;
     } else {
-        tn_relay_leave(l, TAILNET_OK, region, now_ms);
+        tn_relay_leave(l, TAILNET_OK, region, now);
     }
-    l->written_ms = now_ms;
+    l->written_ms = now;
     return best;
 }
 
 /* Moves home if it is time, and sees to slots for home and the next home. */
-static void tn_relay_plan(tn_relay *r, uint64_t now_ms)
+static void tn_relay_plan(tn_relay *r, uint32_t now)
 {
     int i;
     if (!r->on) return;
-    if (r->home != r->wanted && tn_relay_may_move(r, now_ms)) {
+    if (tn_relay_is_past(r->shun_ms, now)) r->shunned = 0;
+    if (r->home != r->wanted && tn_relay_may_move(r, now)) {
         i = tn_relay_find(r, r->home);
-        if (i >= 0) r->links[i].written_ms = now_ms;    /* late packets still find us */
-        r->home    = r->wanted;
-        r->up_ms   = now_ms;
-        r->move_ms = TN_NEVER;
+        if (i >= 0) r->links[i].written_ms = now;  /* late packets find us */
+        r->home  = r->wanted;
+        r->up_ms = now;
+        r->told  = false;
         for (i = 0; i < r->count; i++)
             if (r->links[i].said) r->links[i].due |= TN_RELAY_DUE_NOTE;
     }
     if (r->home != 0 && tn_relay_find(r, r->home) < 0)
-        (void)tn_relay_take(r, r->home, true, now_ms);
+        (void)tn_relay_take(r, r->home, true, now);
     if (r->count > 1 && r->wanted != r->home && tn_relay_find(r, r->wanted) < 0)
-        (void)tn_relay_take(r, r->wanted, true, now_ms);
-    if (tn_relay_is_open(r, r->home)) r->up_ms = now_ms;
+        (void)tn_relay_take(r, r->wanted, true, now);
+    if (tn_relay_is_open(r, r->home)) r->up_ms = now;
 }
 
 /* ---- wishes ---- */
@@ -13768,34 +15925,35 @@ static bool tn_relay_is_guest(const tn_relay *r, const tn_relay_link *l)
 }
 
 /* A guest that nobody wrote to for a minute (cleanStaleDerp). */
-static bool tn_relay_is_stale(const tn_relay *r, const tn_relay_link *l, uint64_t now_ms)
+static bool tn_relay_is_stale(const tn_relay *r, const tn_relay_link *l, uint32_t now)
 {
-    return tn_relay_is_guest(r, l) && now_ms - l->written_ms >= TN_RELAY_GUEST_MS;
+    return tn_relay_is_guest(r, l) && tn_relay_is_past(l->written_ms + TN_RELAY_GUEST_MS, now);
 }
 
 /* One slot. True: there is a wish. */
-static bool tn_relay_step_slot(tn_relay *r, unsigned slot, uint64_t now_ms, tn_relay_wish *wish)
+static bool tn_relay_step_slot(tn_relay *r, unsigned slot, uint32_t now, tn_relay_wish *wish)
 {
     tn_relay_link *l     = &r->links[slot];
     bool           waits = l->state == TN_RELAY_WAIT;
     bool           over  = !r->on || ((waits || l->state == TN_RELAY_OPEN) &&
-                                      tn_relay_is_stale(r, l, now_ms));
+                                      tn_relay_is_stale(r, l, now));
 
     wish->slot   = (uint8_t)slot;
     wish->region = l->region;
     wish->node   = l->node;
     wish->kind   = TN_RELAY_DO_CLOSE;
     if (waits) {
-        if (over) tn_relay_free(l, now_ms);
-        if (over || now_ms < l->deadline_ms) return false;
-        tn_relay_enter(l, TN_RELAY_OPENING, now_ms);
+        if (over) tn_relay_free(l, now);
+        if (over || !tn_relay_is_past(l->deadline_ms, now)) return false;
+        tn_relay_enter(l, TN_RELAY_OPENING, now);
         wish->kind = TN_RELAY_DO_OPEN;
         return true;
     }
     if (l->state != TN_RELAY_IDLE && l->state != TN_RELAY_CLOSING) {
-        if (over) tn_relay_leave(l, TAILNET_OK, 0, now_ms);
-        else if (now_ms >= l->deadline_ms || now_ms >= l->pong_ms)
-            tn_relay_fail(l, TAILNET_ERR_TIMEOUT, now_ms);
+        if (over) tn_relay_leave(l, TAILNET_OK, 0, now);
+        else if (tn_relay_is_past(l->deadline_ms, now) ||
+                 (l->pinged && tn_relay_is_past(l->pong_ms, now)))
+            tn_relay_fail(l, TAILNET_ERR_TIMEOUT, now);
     }
     if ((l->due & TN_RELAY_DUE_CLOSE) == 0) return false;
     l->due &= (uint8_t)~(unsigned)TN_RELAY_DUE_CLOSE;
@@ -13806,16 +15964,18 @@ static bool tn_relay_step_slot(tn_relay *r, unsigned slot, uint64_t now_ms, tn_r
 static bool tn_relay_step(tn_relay *r, uint64_t now_ms, tn_relay_wish *wish)
 {
     unsigned i;
-    tn_relay_plan(r, now_ms);
+    uint32_t now = (uint32_t)now_ms;
+    r->now_ms = now_ms;
+    tn_relay_plan(r, now);
     for (i = 0; i < r->count; i++)
-        if (tn_relay_step_slot(r, i, now_ms, wish)) return true;
+        if (tn_relay_step_slot(r, i, now, wish)) return true;
     return false;
 }
 
 /* Want to be connected, or not. */
 static void tn_relay_run(tn_relay *r, bool on, uint64_t now_ms)
 {
-    if (on && !r->on) r->up_ms = now_ms;
+    if (on && !r->on) r->up_ms = (uint32_t)now_ms;
     r->on = on;
 }
 
@@ -13827,23 +15987,32 @@ static unsigned tn_relay_ready(const tn_relay_link *l)
     return l->said ? l->due : l->due & (unsigned)(TN_RELAY_DUE_REQUEST | TN_RELAY_DUE_LOGIN);
 }
 
+/* Milliseconds from the last step to when; no more than least. */
+static uint32_t tn_relay_sooner(const tn_relay *r, uint32_t when, uint32_t least)
+{
+    uint32_t in = tn_relay_is_past(when, (uint32_t)r->now_ms) ? 0 : when - (uint32_t)r->now_ms;
+    return in < least ? in : least;
+}
+
 /* When tn_relay_step, tn_relay_choose or tn_relay_write have to be called. */
 static uint64_t tn_relay_deadline(const tn_relay *r)
 {
-    uint64_t when = TN_NEVER;
+    uint32_t in = UINT32_MAX;
     unsigned i;
     for (i = 0; i < r->count; i++) {
         const tn_relay_link *l = &r->links[i];
         if (l->state == TN_RELAY_IDLE) continue;
         if ((l->due & TN_RELAY_DUE_CLOSE) != 0 || (tn_relay_ready(l) != 0 && !l->stuck)) return 0;
-        when = tn_min64(when, tn_min64(l->deadline_ms, l->pong_ms));
+        if (l->state == TN_RELAY_CLOSING) continue;
+        in = tn_relay_sooner(r, l->deadline_ms, in);
+        if (l->pinged) in = tn_relay_sooner(r, l->pong_ms, in);
         if ((l->state == TN_RELAY_OPEN || l->state == TN_RELAY_WAIT) && tn_relay_is_guest(r, l))
-            when = tn_min64(when, tn_time_add(l->written_ms, TN_RELAY_GUEST_MS));
+            in = tn_relay_sooner(r, l->written_ms + TN_RELAY_GUEST_MS, in);
     }
-    if (!r->on) return when;
-    if (r->home != 0 && !tn_relay_is_open(r, r->home))
-        when = tn_min64(when, tn_time_add(r->up_ms, TN_RELAY_LOST_MS));
-    return r->home != r->wanted && r->count == 1 ? tn_min64(when, r->move_ms) : when;
+    if (r->on && r->home != 0 && !tn_relay_is_open(r, r->home))
+        in = tn_relay_sooner(r, r->up_ms + TN_RELAY_LOST_MS, in);
+    if (r->on && r->told && r->count == 1) in = tn_relay_sooner(r, r->move_ms, in);
+    return in == UINT32_MAX ? TN_NEVER : r->now_ms + in;
 }
 
 /* ---- news of links ---- */
@@ -13853,6 +16022,7 @@ static uint64_t tn_relay_deadline(const tn_relay *r)
 static void tn_relay_opened(tn_relay *r, unsigned slot, const uint8_t *meta_key, uint64_t now_ms)
 {
     tn_relay_link *l = &r->links[slot];
+    uint32_t       now = (uint32_t)now_ms;
     if (l->state != TN_RELAY_OPENING) return;
     tn_derp_start(&l->derp, false);
     l->due |= TN_RELAY_DUE_REQUEST;
@@ -13860,10 +16030,10 @@ static void tn_relay_opened(tn_relay *r, unsigned slot, const uint8_t *meta_key,
     if (l->fast) {
         tn_copy_key(l->derp.k, meta_key);    /* until the login makes a box key of it */
         l->due |= TN_RELAY_DUE_LOGIN;
-        tn_relay_enter(l, TN_RELAY_LOGIN, now_ms);
+        tn_relay_enter(l, TN_RELAY_LOGIN, now);
     } else {
         tn_h1_begin_response(&r->stores[slot].answer);
-        tn_relay_enter(l, TN_RELAY_UPGRADE, now_ms);
+        tn_relay_enter(l, TN_RELAY_UPGRADE, now);
     }
 }
 
@@ -13876,43 +16046,45 @@ static uint32_t tn_relay_backoff_ms(unsigned errors, uint32_t rnd)
 
 /* One more error: wait, then walk the region's nodes anew. A server that said
  * it would restart is waited for as long as it asked. */
-static void tn_relay_retry(tn_relay_link *l, uint32_t least_ms, uint64_t now_ms, uint32_t rnd)
+static void tn_relay_retry(tn_relay_link *l, uint32_t least_ms, uint32_t now, uint32_t rnd)
 {
     uint32_t wait;
-    if (now_ms < l->restart_ms) {
+    if (l->restart_in_ms != 0 && !tn_relay_is_past(l->restart_ms, now)) {
         wait = l->restart_in_ms + rnd % 1000u;
     } else {
+        l->restart_in_ms = 0;
         if (l->errors < 255) l->errors++;
         wait = least_ms + tn_relay_backoff_ms(l->errors, rnd);
     }
     l->node = 0;
-    tn_relay_wait(l, wait, now_ms);
+    tn_relay_wait(l, wait, now);
 }
 
 /* The link of this slot is gone, for whatever reason. rnd: any random number. */
 static void tn_relay_closed(tn_relay *r, unsigned slot, uint64_t now_ms, uint32_t rnd)
 {
     tn_relay_link *l = &r->links[slot];
+    uint32_t       now = (uint32_t)now_ms;
     bool           rejected;
     size_t         i;
 
     if (l->state == TN_RELAY_IDLE || l->state == TN_RELAY_WAIT) return;
     rejected = l->state == TN_RELAY_LOGIN && l->said && !l->fast;
     if (l->state != TN_RELAY_CLOSING)
-        tn_relay_fail(l, rejected ? TAILNET_ERR_DENIED : TAILNET_ERR_NETWORK, now_ms);
+        tn_relay_fail(l, rejected ? TAILNET_ERR_DENIED : TAILNET_ERR_NETWORK, now);
     for (i = 0; i < r->peers; i++)
         if (r->via[i] == slot + 1) r->via[i] = 0;
 
     if (!r->on || l->next_region == 0 ||
-        (l->next_region == l->region && tn_relay_is_stale(r, l, now_ms))) {
-        tn_relay_free(l, now_ms);
+        (l->next_region == l->region && tn_relay_is_stale(r, l, now))) {
+        tn_relay_free(l, now);
     } else if (l->next_region != l->region) {
-        tn_relay_assign(l, l->next_region, now_ms);
+        tn_relay_assign(l, l->next_region, now);
     } else if (l->from == TN_RELAY_OPENING) {
         if (l->node < 255) l->node++;       /* the next one at once               */
-        tn_relay_wait(l, 0, now_ms);
+        tn_relay_wait(l, 0, now);
     } else {
-        tn_relay_retry(l, rejected ? TN_RELAY_REJECTED_MS : 0, now_ms, rnd);
+        tn_relay_retry(l, rejected ? TN_RELAY_REJECTED_MS : 0, now, rnd);
     }
 }
 
@@ -13920,25 +16092,28 @@ static void tn_relay_closed(tn_relay *r, unsigned slot, uint64_t now_ms, uint32_
 static void tn_relay_later(tn_relay *r, unsigned slot, uint64_t now_ms)
 {
     tn_relay_link *l = &r->links[slot];
+    uint32_t       now = (uint32_t)now_ms;
     if (l->state != TN_RELAY_OPENING) return;
-    tn_relay_leave(l, TAILNET_ERR_AGAIN, l->region, now_ms);
-    tn_relay_wait(l, TN_RELAY_LATER_MS, now_ms);
+    tn_relay_leave(l, TAILNET_ERR_AGAIN, l->region, now);
+    tn_relay_wait(l, TN_RELAY_LATER_MS, now);
 }
 
 /* The wish to open named a node that the region does not have: all were tried. */
 static void tn_relay_no_node(tn_relay *r, unsigned slot, uint64_t now_ms, uint32_t rnd)
 {
     tn_relay_link *l = &r->links[slot];
+    uint32_t       now = (uint32_t)now_ms;
     if (l->state != TN_RELAY_OPENING) return;
-    tn_relay_leave(l, TAILNET_ERR_NO_ROUTE, l->region, now_ms);
-    if (l->node == 0 && tn_relay_is_guest(r, l)) tn_relay_free(l, now_ms);
-    else tn_relay_retry(l, l->node == 0 ? TN_RELAY_BACKOFF_MAX_MS : 0, now_ms, rnd);
+    tn_relay_leave(l, TAILNET_ERR_NO_ROUTE, l->region, now);
+    if (l->node == 0 && tn_relay_is_guest(r, l)) tn_relay_free(l, now);
+    else tn_relay_retry(l, l->node == 0 ? TN_RELAY_BACKOFF_MAX_MS : 0, now, rnd);
 }
 
 /* A region's definition changed, or it left the map: what we have is old. */
 static void tn_relay_region_changed(tn_relay *r, uint16_t region, uint64_t now_ms)
 {
     int            i = tn_relay_find(r, region);
+    uint32_t       now = (uint32_t)now_ms;
     tn_relay_link *l;
     if (i < 0) return;
     l             = &r->links[i];
@@ -13946,9 +16121,9 @@ static void tn_relay_region_changed(tn_relay *r, uint16_t region, uint64_t now_m
     l->never_fast = false;
     if (l->state == TN_RELAY_WAIT) {
         l->node        = 0;
-        l->deadline_ms = now_ms;
+        l->deadline_ms = now;
     } else if (l->state != TN_RELAY_CLOSING) {
-        tn_relay_fail(l, TAILNET_OK, now_ms);
+        tn_relay_fail(l, TAILNET_OK, now);
         l->from = TN_RELAY_OPEN;
     }
 }
@@ -13957,17 +16132,19 @@ static void tn_relay_region_changed(tn_relay *r, uint16_t region, uint64_t now_m
 static void tn_relay_network_changed(tn_relay *r, uint64_t now_ms)
 {
     unsigned i;
+    uint32_t now = (uint32_t)now_ms;
     for (i = 0; i < r->count; i++) {
         tn_relay_link *l = &r->links[i];
         if (l->state == TN_RELAY_WAIT) {
             l->errors      = 0;
-            l->deadline_ms = now_ms;
+            l->deadline_ms = now;
         } else if (l->state == TN_RELAY_OPEN) {
             tn_wr w;
             tn_wr_over(&w, l->ping, sizeof l->ping);
             tn_wr_u64be(&w, now_ms);
             l->due    |= TN_RELAY_DUE_PING;
-            l->pong_ms = tn_time_add(now_ms, TN_RELAY_PONG_MS);
+            l->pinged  = true;
+            l->pong_ms = now + TN_RELAY_PONG_MS;
         }
     }
 }
@@ -14005,9 +16182,10 @@ static bool tn_relay_server_info(tn_derp *d, const tn_derp_event *ev, uint64_t n
 /* What a frame means for the machine; QUIET: nothing for the node. */
 static tn_relay_news tn_relay_take_frame(tn_relay_link *l, tn_derp_event *ev, uint64_t now_ms)
 {
-    bool open = l->state == TN_RELAY_OPEN;
+    bool     open = l->state == TN_RELAY_OPEN;
+    uint32_t now  = (uint32_t)now_ms;
 
-    if (open) l->deadline_ms = tn_time_add(now_ms, tn_relay_patience_ms[TN_RELAY_OPEN]);
+    if (open) l->deadline_ms = (uint32_t)(now_ms + TN_RELAY_DEAD_MS);
     switch (ev->kind) {
     case TN_DERP_SERVER_KEY:
         if (l->fast) break;                 /* known before, and our login is out */
@@ -14017,13 +16195,13 @@ static tn_relay_news tn_relay_take_frame(tn_relay_link *l, tn_derp_event *ev, ui
     case TN_DERP_SERVER_INFO:
         if (open || !l->said) break;
         if (!tn_derp_open(&l->derp, ev)) {
-            tn_relay_fail(l, TAILNET_ERR_FORGED, now_ms);
+            tn_relay_fail(l, TAILNET_ERR_FORGED, now);
         } else if (!tn_relay_server_info(&l->derp, ev, now_ms)) {
-            tn_relay_fail(l, TAILNET_ERR_MALFORMED, now_ms);
+            tn_relay_fail(l, TAILNET_ERR_MALFORMED, now);
         } else {
-            l->errors     = 0;
-            l->restart_ms = 0;
-            tn_relay_enter(l, TN_RELAY_OPEN, now_ms);
+            l->errors        = 0;
+            l->restart_in_ms = 0;
+            tn_relay_enter(l, TN_RELAY_OPEN, now);
             return TN_RELAY_UP;
         }
         break;
@@ -14035,14 +16213,15 @@ static tn_relay_news tn_relay_take_frame(tn_relay_link *l, tn_derp_event *ev, ui
         l->due |= TN_RELAY_DUE_PONG;
         break;
     case TN_DERP_PONG:
-        if (memcmp(ev->data, l->ping, sizeof l->ping) == 0) l->pong_ms = TN_NEVER;
+        if (memcmp(ev->data, l->ping, sizeof l->ping) == 0) l->pinged = false;
         break;
     case TN_DERP_RESTARTING:
         l->restart_in_ms = (uint32_t)tn_min64(ev->in_ms, TN_RELAY_RESTART_MAX_MS);
-        l->restart_ms    = tn_time_add(now_ms, (uint64_t)ev->in_ms + ev->try_ms);
+        l->restart_ms    = (uint32_t)(now_ms + tn_min64((uint64_t)ev->in_ms + ev->try_ms,
+                                                        TN_RELAY_TRYING_MAX_MS));
         break;
     case TN_DERP_BROKEN:
-        tn_relay_fail(l, TAILNET_ERR_MALFORMED, now_ms);
+        tn_relay_fail(l, TAILNET_ERR_MALFORMED, now);
         break;
     case TN_DERP_NONE: case TN_DERP_OTHER: case TN_DERP_KEEPALIVE: case TN_DERP_CLIENT_INFO:
     case TN_DERP_PREFERRED:
@@ -14053,7 +16232,7 @@ static tn_relay_news tn_relay_take_frame(tn_relay_link *l, tn_derp_event *ev, ui
 
 /* The answer to the upgrade request. Frames may follow it in the same bytes. */
 static void tn_relay_take_answer(tn_relay_link *l, tn_h1 *answer, uint8_t **at, size_t *left,
-                                 uint64_t now_ms)
+                                 uint32_t now)
 {
     tn_rd        r;
     tn_h1_result result;
@@ -14065,10 +16244,10 @@ static void tn_relay_take_answer(tn_relay_link *l, tn_h1 *answer, uint8_t **at, 
     *at   += before - r.left;
     if (result == TN_H1_MORE) return;
     if (result == TN_H1_HEAD_DONE && answer->status == 101) {
-        tn_relay_enter(l, TN_RELAY_LOGIN, now_ms);
+        tn_relay_enter(l, TN_RELAY_LOGIN, now);
     } else {
         l->status = result == TN_H1_HEAD_DONE ? answer->status : (uint16_t)0;
-        tn_relay_fail(l, TAILNET_ERR_MALFORMED, now_ms);
+        tn_relay_fail(l, TAILNET_ERR_MALFORMED, now);
     }
 }
 
@@ -14082,7 +16261,7 @@ static tn_relay_news tn_relay_next(tn_relay *r, unsigned slot, uint8_t **at, siz
 
     memset(ev, 0, sizeof *ev);
     if (l->state == TN_RELAY_UPGRADE && *left != 0)
-        tn_relay_take_answer(l, &store->answer, at, left, now_ms);
+        tn_relay_take_answer(l, &store->answer, at, left, (uint32_t)now_ms);
     while (l->state == TN_RELAY_LOGIN || l->state == TN_RELAY_OPEN) {
         tn_relay_news news;
         if (tn_derp_next(&l->derp, store->bytes, sizeof store->bytes, at, left, ev) ==
@@ -14116,11 +16295,11 @@ static size_t tn_relay_room(const tn_wr *w) { return w->cap - tn_wr_len(w); }
 /* The upgrade request; with a fast start the login follows in the same record
  * and the server leaves its answer out (reference: Derp-Fast-Start). */
 static bool tn_relay_wr_request(tn_relay_link *l, const tn_relay_hello *hello, tn_wr *w,
-                                uint64_t now_ms)
+                                uint32_t now)
 {
     size_t before = w->total;
     if (!tn_h1_build_derp(w, &hello->host, hello->ideal_node)) {
-        tn_relay_fail(l, TAILNET_ERR_MALFORMED, now_ms);
+        tn_relay_fail(l, TAILNET_ERR_MALFORMED, now);
         return false;
     }
     if (l->fast) {
@@ -14134,11 +16313,11 @@ static bool tn_relay_wr_request(tn_relay_link *l, const tn_relay_hello *hello, t
 
 /* Our login: the X25519 of a connection. */
 static bool tn_relay_wr_login(tn_relay_link *l, const tn_relay_hello *hello, tn_wr *w,
-                              uint64_t now_ms)
+                              uint32_t now)
 {
     if (tn_relay_room(w) < TN_DERP_LOGIN_LEN) return false;
     if (!tn_derp_set_key(&l->derp, hello->node_private, l->derp.k)) {
-        tn_relay_fail(l, TAILNET_ERR_FORGED, now_ms);
+        tn_relay_fail(l, TAILNET_ERR_FORGED, now);
         return false;
     }
     tn_derp_wr_client_info(&l->derp, w, hello->node_public, hello->nonce);
@@ -14168,6 +16347,7 @@ static void tn_relay_write(tn_relay *r, unsigned slot, const tn_relay_hello *hel
                            uint64_t now_ms)
 {
     tn_relay_link *l = &r->links[slot];
+    uint32_t       now = (uint32_t)now_ms;
     unsigned       what;
 
     l->stuck = false;
@@ -14175,8 +16355,8 @@ static void tn_relay_write(tn_relay *r, unsigned slot, const tn_relay_hello *hel
         bool done;
         if ((tn_relay_ready(l) & what) == 0) continue;
         if (what <= TN_RELAY_DUE_LOGIN && hello == NULL) return;
-        if (what == TN_RELAY_DUE_REQUEST)    done = tn_relay_wr_request(l, hello, w, now_ms);
-        else if (what == TN_RELAY_DUE_LOGIN) done = tn_relay_wr_login(l, hello, w, now_ms);
+        if (what == TN_RELAY_DUE_REQUEST)    done = tn_relay_wr_request(l, hello, w, now);
+        else if (what == TN_RELAY_DUE_LOGIN) done = tn_relay_wr_login(l, hello, w, now);
         else                                 done = tn_relay_wr_frame(r, l, what, w);
         if (!done) {
             l->stuck = l->state != TN_RELAY_CLOSING;
@@ -14199,7 +16379,7 @@ static int tn_relay_route(tn_relay *r, size_t peer, uint16_t region, uint64_t no
     if (!r->on) return -1;
     if (own >= 0 && r->links[own].state == TN_RELAY_OPEN) return own;
     if (heard >= 0 && r->links[heard].state == TN_RELAY_OPEN) return heard;
-    if (own < 0 && region != 0) own = tn_relay_take(r, region, false, now_ms);
+    if (own < 0 && region != 0) own = tn_relay_take(r, region, false, (uint32_t)now_ms);
     if (own < 0 && region != 0) own = tn_relay_find(r, r->home);
     return own;
 }
@@ -14216,7 +16396,7 @@ static TN_NOINLINE tailnet_result tn_relay_post(tn_relay *r, unsigned slot, tn_w
 
     if (len > 65536ul) return TAILNET_ERR_TOO_BIG;
     if (l->state == TN_RELAY_IDLE) return TAILNET_ERR_AGAIN;
-    l->written_ms = now_ms;
+    l->written_ms = (uint32_t)now_ms;
     if (!urgent) room = room < TN_RELAY_RESERVE ? 0 : room - TN_RELAY_RESERVE;
     if (l->said && room >= TN_DERP_KEYED_LEN && room - TN_DERP_KEYED_LEN >= len) {
         if (!tn_derp_may_send(&l->derp, len, now_ms)) return TAILNET_ERR_AGAIN;
@@ -14370,8 +16550,29 @@ typedef struct tn_ctl_asked {
 
 /* The answer to a registration, while it is read. */
 typedef struct tn_ctl_answer {
-    bool expired, signature, error, has_url, same_url, too_long;
+    bool     expired, signature, error, has_url, same_url, too_long;
+    uint16_t retry_s;                       /* Retry-After; 0: none that we follow  */
 } tn_ctl_answer;
+
+/* What ends with the connection: zero when there is none. */
+typedef struct tn_ctl_line {
+    bool            proven;                 /* the head of an HTTP/1 answer was read */
+    bool            early_done, message_open, fed, pinged, piece_end;
+    bool            ping_waits;             /* for room to answer; no reading till then */
+    uint8_t         prefix_len, prefix[4];
+    uint16_t        out_len, out_at;
+    uint16_t        in_len, in_end;         /* of the record; where plain ends      */
+    tailnet_link    link;                   /* 0: none                              */
+    uint32_t        map_stream;             /* whose answer fills the map; 0: none  */
+    uint32_t        next_stream;            /* the one that will replace it         */
+    uint32_t        piece_stream;
+    uint32_t        message_left;
+    tn_ctl_outgoing rq;
+    tn_ctl_asked    asked[TN_CTL_STREAMS];
+    tn_rd           plain;                  /* decrypted and not yet eaten          */
+    tn_rd           piece;                  /* of a body, not yet eaten             */
+    tn_nz_early     early;
+} tn_ctl_line;
 
 /* Small and much used first: short offsets make short code. */
 typedef struct tn_ctl {
@@ -14381,180 +16582,148 @@ typedef struct tn_ctl {
     bool            over_tls;               /* carrier of the present dial          */
     bool            plain_failed;           /* the last plain one failed            */
     bool            key_known;              /* server_key may be used               */
-    bool            proven;                 /* the head of an HTTP/1 answer was read */
     bool            expired_once;           /* NodeKeyExpired in this login already */
-    bool            lite_dirty, pinged;
+    bool            lite_dirty, aux_sent, reread_own;
     bool            refused;                /* cannot go on, see the problem        */
+    bool            crowded;                /* no TLS engine was free for us        */
     bool            slow;                   /* the next pause is a long one         */
-    bool            early_done, message_open, fed, aux_sent;
-    bool            reread_own;
     bool            map_refused;            /* since it last gave us a map        */
-    bool            crowded;                /* no TLS engine was free for us      */
-    bool            ping_waits;             /* for room to answer; no reading till then */
-    uint8_t         prefix[4], prefix_len;
-    uint8_t         text_len;
-    uint8_t         url_len;
+    uint8_t         text_len, url_len;
+    tailnet_result  why;                    /* the newest trouble                   */
+    tn_ctl_answer   answer;
+    tn_ctl_line     line;
     uint16_t        failures;               /* in a row                             */
     uint16_t        port;                   /* of the dial under way                */
-    tailnet_link    link, aux;              /* 0: none                              */
+    tailnet_link    aux;                    /* 0: none                              */
     uint32_t        reread_ms;
     uint32_t        news, detail;
     uint32_t        maps_read;              /* messages that were no mere sign of life */
-    tailnet_result  why;                    /* the newest trouble                   */
     const char     *why_section;
     uint64_t        deadline_ms, aux_deadline_ms, lite_deadline_ms, ping_deadline_ms;
     uint64_t        reread_at_ms;           /* not again before                     */
     uint8_t         server_key[32];
     uint8_t         asker[32];              /* public node key of a registration    */
-    tn_ctl_outgoing rq;
-    tn_ctl_asked    asked[TN_CTL_STREAMS];
-    uint32_t        map_stream;             /* whose answer fills the map; 0: none  */
-    uint32_t        next_stream;            /* the one that will replace it         */
-    uint32_t        message_left;
-    tn_ctl_answer   answer;
     char            host[TN_CTL_HOST_MAX];
     char            text[TN_CTL_TEXT_MAX];  /* what a refusing server said          */
     char            url[TN_CTL_URL_MAX];    /* login                                */
     tn_ctl_wish     sent;                   /* the wish of the last request         */
     tn_nz           nz;
-    tn_nz_early     early;
     union {
         tn_h1 h1;                           /* key fetch and upgrade                */
         tn_h2 h2;                           /* from then on                         */
     } u;
     tn_js           js;                     /* of the map message, of the key       */
     tn_js           asked_js;               /* of a registration's answer           */
-    tn_rd           plain;                  /* decrypted and not yet eaten          */
-    tn_rd           piece;                  /* of a body, not yet eaten             */
-    uint32_t        piece_stream;
-    bool            piece_end;
-    uint16_t        out_len, out_at;
-    uint16_t        in_len, in_end;         /* of the record; where plain ends      */
     uint8_t         out[TN_CTL_OUT_MAX + 19];
     uint8_t         in[TN_CTL_RECORD_MAX];
 } tn_ctl;
 
 /* ---- request bodies: built whole every time, the window cuts ---- */
 
-/* Left out while we have no home: a server then keeps the one it knows of our
- * last run, and peers reach us there at once (hscontrol/state). */
-static void tn_ctl_w_netinfo(tn_js_w *w, const tn_ctl_wish *wish)
+static void tn_ctl_w_bool(tn_wr *w, const char *piece, bool on)
 {
-    if (wish->home_region == 0) return;
-    tn_js_w_key(w, "NetInfo");
-    tn_js_w_object(w);
-    tn_js_w_member_bool(w, "MappingVariesByDestIP", wish->varies);
-    tn_js_w_member_bool(w, "WorkingIPv6", wish->ip6);
-    tn_js_w_member_bool(w, "WorkingUDP", wish->udp);
-    tn_js_w_member_uint(w, "PreferredDERP", wish->home_region);
-    tn_js_w_object_end(w);
+    tn_js_wr(w, piece);
+    tn_wr_text(w, on ? "true" : "false");
 }
 
-static void tn_ctl_w_prefixes(tn_js_w *w, const char *name, const tailnet_prefix *p, size_t count)
+/* A key in hex; the piece ends with what keys of its kind begin with. */
+static void tn_ctl_w_key(tn_wr *w, const char *piece, const uint8_t key[32])
 {
-    size_t i;
-    if (count == 0) return;
-    tn_js_w_key(w, name);
-    tn_js_w_array(w);
-    for (i = 0; i < count; i++) {
-        tailnet_addr ip;
-        char         text[48];
-        tn_wr        t;
-        memset(&ip, 0, sizeof ip);
-        ip.family = p[i].family;
-        memcpy(ip.ip, p[i].ip, 16);
-        tn_wr_over(&t, text, sizeof text);
-        tn_wr_ip(&t, &ip);
-        tn_wr_u8(&t, '/');
-        tn_wr_dec(&t, p[i].bits);
-        tn_js_w_string(w, text, tn_wr_len(&t));
-    }
-    tn_js_w_array_end(w);
+    tn_js_wr(w, piece);
+    tn_wr_hex(w, key, 32);
+    tn_wr_u8(w, '"');
+}
+
+/* Left out while we have no home: a server then keeps the one it knows of our
+ * last run, and peers reach us there at once (hscontrol/state). */
+static void tn_ctl_w_netinfo(tn_wr *w, const tn_ctl_wish *wish)
+{
+    if (wish->home_region == 0) return;
+    tn_js_wr(w, ",'NetInfo':{'PreferredDERP':");
+    tn_wr_dec(w, wish->home_region);
+    tn_ctl_w_bool(w, ",'MappingVariesByDestIP':", wish->varies);
+    tn_ctl_w_bool(w, ",'WorkingIPv6':", wish->ip6);
+    tn_ctl_w_bool(w, ",'WorkingUDP':", wish->udp);
+    tn_wr_u8(w, '}');
 }
 
 /* The same contents in every request: servers differ in which request they
  * take them from, and some take what is missing for withdrawn. */
-static void tn_ctl_w_hostinfo(tn_js_w *w, const tailnet_desc *d, const tn_ctl_wish *wish)
+static void tn_ctl_w_hostinfo(tn_wr *w, const tailnet_desc *d, const tn_ctl_wish *wish)
 {
-    size_t i;
-    tn_js_w_key(w, "Hostinfo");
-    tn_js_w_object(w);
-    tn_js_w_member(w, "IPNVersion", TAILNET_VERSION "-tailnet.h");
-    tn_js_w_member(w, "OS", d->os != NULL ? d->os : "linux");
-    if (d->model != NULL) tn_js_w_member(w, "DeviceModel", d->model);
-    tn_js_w_member(w, "App", "tailnet.h");
-    tn_js_w_member(w, "Hostname", d->prefs.hostname != NULL ? d->prefs.hostname : "tailnet");
-    tn_ctl_w_prefixes(w, "RoutableIPs", d->prefs.routes, d->prefs.route_count);
-    if (d->tag_count != 0) {
-        tn_js_w_key(w, "RequestTags");
-        tn_js_w_array(w);
-        for (i = 0; i < d->tag_count; i++) tn_js_w_text(w, d->tags[i]);
-        tn_js_w_array_end(w);
+    tailnet_addr ip;
+    size_t       i;
+    tn_js_wr(w, ",'Hostinfo':{'IPNVersion':'" TAILNET_VERSION "-tailnet.h','App':'tailnet.h'");
+    tn_js_wr_text(w, ",'OS':", d->os != NULL ? d->os : "linux");
+    if (d->model != NULL) tn_js_wr_text(w, ",'DeviceModel':", d->model);
+    tn_js_wr_text(w, ",'Hostname':", d->prefs.hostname != NULL ? d->prefs.hostname : "tailnet");
+    for (i = 0; i < d->prefs.route_count; i++) {
+        const tailnet_prefix *p = &d->prefs.routes[i];
+        tn_js_wr(w, i == 0 ? ",'RoutableIPs':['" : "','");
+        ip.family = p->family;
+        memcpy(ip.ip, p->ip, 16);
+        tn_wr_ip(w, &ip);
+        tn_wr_u8(w, '/');
+        tn_wr_dec(w, p->bits);
     }
-    if (d->prefs.shields_up) tn_js_w_member_bool(w, "ShieldsUp", true);
+    if (i != 0) tn_js_wr(w, "']");
+    for (i = 0; i < d->tag_count; i++)
+        tn_js_wr_text(w, i == 0 ? ",'RequestTags':[" : ",", d->tags[i]);
+    if (i != 0) tn_wr_u8(w, ']');
+    if (d->prefs.shields_up) tn_js_wr(w, ",'ShieldsUp':true");
     tn_ctl_w_netinfo(w, wish);
-    tn_js_w_object_end(w);
+    tn_wr_u8(w, '}');
+}
+
+/* What every request begins with. */
+static void tn_ctl_w_head(tn_wr *w, const tailnet_desc *d, const uint8_t node_key[32])
+{
+    tn_js_wr(w, "{'Version':");
+    tn_wr_dec(w, d->capability_version);
+    tn_ctl_w_key(w, ",'NodeKey':'" TN_KEY_NODE, node_key);
 }
 
 /* POST /machine/register (tailcfg.RegisterRequest). */
-static void tn_ctl_body_register(const tn_ctl *c, const tn_ctl_world *x, tn_wr *wr, bool logout)
+static void tn_ctl_body_register(const tn_ctl *c, const tn_ctl_world *x, tn_wr *w, bool logout)
 {
     const tailnet_desc *d = x->desc;
-    tn_js_w             w;
 
-    tn_js_w_init(&w, wr);
-    tn_js_w_object(&w);
-    tn_js_w_member_uint(&w, "Version", d->capability_version);
-    tn_js_w_member_hex(&w, "NodeKey", TN_KEY_NODE, logout ? x->node_public : c->asker, 32);
+    tn_ctl_w_head(w, d, logout ? x->node_public : c->asker);
     if (x->keys->has_old && !logout)
-        tn_js_w_member_hex(&w, "OldNodeKey", TN_KEY_NODE, x->keys->old_public, 32);
+        tn_ctl_w_key(w, ",'OldNodeKey':'" TN_KEY_NODE, x->keys->old_public);
     if (logout) {                           /* any past time; this is the official one */
-        tn_js_w_member(&w, "Expiry", "1970-01-01T00:02:03Z");
+        tn_js_wr(w, ",'Expiry':'1970-01-01T00:02:03Z'");
     } else if (c->url_len != 0) {
-        tn_js_w_member(&w, "Followup", c->url);
+        tn_js_wr_text(w, ",'Followup':", c->url);
     } else if (d->auth_key != NULL && d->auth_key[0] != '\0') {
-        tn_js_w_key(&w, "Auth");
-        tn_js_w_object(&w);
-        tn_js_w_member(&w, "AuthKey", d->auth_key);
-        tn_js_w_object_end(&w);
+        tn_js_wr_text(w, ",'Auth':{'AuthKey':", d->auth_key);
+        tn_wr_u8(w, '}');
     }
-    tn_ctl_w_hostinfo(&w, d, &c->sent);
-    if (d->ephemeral) tn_js_w_member_bool(&w, "Ephemeral", true);
-    tn_js_w_object_end(&w);
+    tn_ctl_w_hostinfo(w, d, &c->sent);
+    tn_js_wr(w, d->ephemeral ? ",'Ephemeral':true}" : "}");
 }
 
 /* POST /machine/map (tailcfg.MapRequest), as the endless stream or as a lite update. */
-static void tn_ctl_body_map(const tn_ctl *c, const tn_ctl_world *x, tn_wr *wr, bool stream)
+static void tn_ctl_body_map(const tn_ctl *c, const tn_ctl_world *x, tn_wr *w, bool stream)
 {
     const tn_ctl_wish *wish = &c->sent;
-    tn_js_w            w;
     unsigned           i;
 
-    tn_js_w_init(&w, wr);
-    tn_js_w_object(&w);
-    tn_js_w_member_uint(&w, "Version", x->desc->capability_version);
-    tn_js_w_member_bool(&w, "KeepAlive", true);
-    tn_js_w_member_hex(&w, "NodeKey", TN_KEY_NODE, x->node_public, 32);
-    tn_js_w_member_hex(&w, "DiscoKey", TN_KEY_DISCO, wish->disco, 32);
-    tn_js_w_member_bool(&w, stream ? "Stream" : "OmitPeers", true);
-    tn_ctl_w_hostinfo(&w, x->desc, wish);
-    if (wish->endpoint_count != 0) {
-        tn_js_w_key(&w, "Endpoints");
-        tn_js_w_array(&w);
-        for (i = 0; i < wish->endpoint_count; i++) {
-            char  text[56];
-            tn_wr t;
-            tn_wr_over(&t, text, sizeof text);
-            tn_wr_addr(&t, &wish->endpoint[i]);
-            tn_js_w_string(&w, text, tn_wr_len(&t));
-        }
-        tn_js_w_array_end(&w);
-        tn_js_w_key(&w, "EndpointTypes");
-        tn_js_w_array(&w);
-        for (i = 0; i < wish->endpoint_count; i++) tn_js_w_uint(&w, wish->endpoint_type[i]);
-        tn_js_w_array_end(&w);
+    tn_ctl_w_head(w, x->desc, x->node_public);
+    tn_ctl_w_key(w, ",'DiscoKey':'" TN_KEY_DISCO, wish->disco);
+    tn_js_wr(w, ",'KeepAlive':true");
+    tn_js_wr(w, stream ? ",'Stream':true" : ",'OmitPeers':true");
+    tn_ctl_w_hostinfo(w, x->desc, wish);
+    for (i = 0; i < wish->endpoint_count; i++) {
+        tn_js_wr(w, i == 0 ? ",'Endpoints':['" : "','");
+        tn_wr_addr(w, &wish->endpoint[i]);
     }
-    tn_js_w_object_end(&w);
+    if (i != 0) tn_js_wr(w, "']");
+    for (i = 0; i < wish->endpoint_count; i++) {
+        tn_js_wr(w, i == 0 ? ",'EndpointTypes':[" : ",");
+        tn_wr_dec(w, wish->endpoint_type[i]);
+    }
+    tn_js_wr(w, i != 0 ? "]}" : "}");
 }
 
 /* Two kinds of ping request are answered: a HEAD of the URL, and a request to
@@ -14565,20 +16734,23 @@ static bool tn_ctl_ping_is_c2n(const tn_map_item *ping)
     return tn_is(ping->more, strlen(ping->more), "c2n");
 }
 
-/* The body of a request that came inside a ping request, and is it one for
- * /echo? The request is HTTP/1.1 as Go writes it. */
+/* The body of a request inside a ping request, HTTP/1.1 as Go writes it, if it is one
+ * for /echo. Behind its first line a request is framed like an answer. */
 static bool tn_ctl_echo(const tn_map_item *ping, const uint8_t **body, size_t *len)
 {
-    tn_h1 h;
-    tn_rd in;
-    bool  echo;
+    const char  *text = (const char *)ping->payload;
+    size_t       left = ping->payload_len, path = 0, line;
+    tn_h1        h;
+    tn_rd        in;
 
-    *len = 0;
-    tn_rd_over(&in, ping->payload, ping->payload_len);
-    tn_h1_begin_request(&h, NULL);
+    while (path < left && text[path] != ' ') path++;    /* behind the method */
+    line = path;
+    while (line < left && text[line] != '\n') line++;
+    if (line == left || !tn_begins(text + path, left - path, " /echo ")) return false;
+    tn_rd_over(&in, text + line + 1, left - line - 1);
+    tn_h1_begin_fields(&h);
     if (tn_h1_head(&h, &in) != TN_H1_HEAD_DONE) return false;
-    echo = tn_is(h.text, strlen(h.text), "/echo");
-    return tn_h1_body(&h, &in, body, len) == TN_H1_BODY ? echo : echo && *len == 0;
+    return tn_h1_body(&h, &in, body, len) != TN_H1_BAD;
 }
 
 /* The HTTP/1.1 answer to it: /echo gives back its body, all else is unknown
@@ -14586,19 +16758,19 @@ static bool tn_ctl_echo(const tn_map_item *ping, const uint8_t **body, size_t *l
 static void tn_ctl_body_answer(const tn_map_item *ping, tn_wr *w)
 {
     static const char unknown[] = "unknown c2n path\n";
-    const uint8_t    *body      = NULL;
-    size_t            len       = 0;
+    const uint8_t    *body;
+    size_t            len;
     if (tn_ctl_echo(ping, &body, &len)) {
-        tn_wr_text(w, "HTTP/1.1 200 OK\r\nContent-Length: ");
-        tn_wr_dec(w, len);
-        tn_wr_text(w, "\r\n\r\n");
-        tn_wr_bytes(w, body, len);
+        tn_wr_text(w, "HTTP/1.1 200 OK");
     } else {
-        tn_wr_text(w, "HTTP/1.1 400 Bad Request\r\nContent-Length: ");
-        tn_wr_dec(w, sizeof unknown - 1);
-        tn_wr_text(w, "\r\n\r\n");
-        tn_wr_text(w, unknown);
+        body = (const uint8_t *)unknown;
+        len  = sizeof unknown - 1;
+        tn_wr_text(w, "HTTP/1.1 400 Bad Request");
     }
+    tn_wr_text(w, "\r\nContent-Length: ");
+    tn_wr_dec(w, len);
+    tn_wr_text(w, "\r\n\r\n");
+    tn_wr_bytes(w, body, len);
 }
 
 /* ---- where the server is ---- */
@@ -14610,36 +16782,39 @@ typedef struct tn_ctl_target {
     bool        tls, named_port;
 } tn_ctl_target;
 
+/* How far url goes from at till one of the characters of ends, or its own end. */
+static size_t tn_ctl_span(const char *url, size_t len, size_t at, const char *ends)
+{
+    while (at < len && !tn_h1_has(ends, (uint8_t)url[at])) at++;
+    return at;
+}
+
 /* The parts of http[s]://host[:port][/path]; false: not such a URL. */
 static bool tn_ctl_url_parse(tn_ctl_target *t, const char *url, size_t len)
 {
     size_t   at, end;
     uint64_t port = 0;
+    bool     literal;
 
-    memset(t, 0, sizeof *t);
     t->tls = tn_begins(url, len, "https://");
     if (!t->tls && !tn_begins(url, len, "http://")) return false;
-    at      = t->tls ? 8 : 7;
-    t->host = url + at;
-    if (at < len && url[at] == '[') {
-        t->host = url + ++at;
-        while (at < len && url[at] != ']') at++;
-        t->host_len = (size_t)(url + at - t->host);
-        if (at++ == len) return false;
-    } else {
-        while (at < len && url[at] != ':' && url[at] != '/' && url[at] != '?') at++;
-        t->host_len = (size_t)(url + at - t->host);
-    }
-    t->port = t->tls ? 443 : 80;
-    if (at < len && url[at] == ':') {
-        for (end = ++at; end < len && url[end] != '/' && url[end] != '?';) end++;
+    at          = t->tls ? 8 : 7;
+    literal     = at < len && url[at] == '[';
+    at         += literal;
+    end         = tn_ctl_span(url, len, at, literal ? "]" : ":/?");
+    t->host     = url + at;
+    t->host_len = end - at;
+    if (literal && end++ == len) return false;
+    t->port       = t->tls ? 443 : 80;
+    t->named_port = end < len && url[end] == ':';
+    if (t->named_port) {
+        at  = end + 1;
+        end = tn_ctl_span(url, len, at, "/?");
         if (!tn_dec_parse(url + at, end - at, 65535, &port) || port == 0) return false;
-        t->port       = (uint16_t)port;
-        t->named_port = true;
-        at            = end;
+        t->port = (uint16_t)port;
     }
-    t->path     = url + at;
-    t->path_len = len - at;
+    t->path     = url + end;
+    t->path_len = len - end;
     return t->host_len != 0 && t->host_len < TN_CTL_HOST_MAX;
 }
 
@@ -14665,6 +16840,11 @@ static void tn_ctl_enter(tn_ctl *c, tn_ctl_state next, uint64_t deadline_ms)
     c->news |= TN_CTL_NEWS_STATE;
 }
 
+static TN_NOINLINE uint64_t tn_ctl_in(const tn_ctl_world *x, uint32_t ms)
+{
+    return x->rim->now_ms + ms;
+}
+
 /* Causes that come and go, and say nothing of what is wrong. */
 static bool tn_ctl_is_weak(tailnet_result why)
 {
@@ -14672,13 +16852,22 @@ static bool tn_ctl_is_weak(tailnet_result why)
            why == TAILNET_ERR_AGAIN;
 }
 
+/* What went wrong, and where: one of the names that a problem is reported with. */
+enum {
+    TN_CTL_IN_KEY, TN_CTL_IN_LINK, TN_CTL_IN_TLS, TN_CTL_IN_NOISE, TN_CTL_IN_HTTP, TN_CTL_IN_MAP,
+    TN_CTL_IN_CONTROL
+};
+#define TN_CTL_WHAT(where, why) ((unsigned)TN_CTL_IN_##where * 32u + (unsigned)-(int)(why))
+
 /* Notes trouble for the user. Within one episode the first cause stays: the
  * time-out that follows a bad certificate says less than the certificate. */
-static void tn_ctl_trouble(tn_ctl *c, tailnet_result why, const char *section, int32_t detail)
+static void tn_ctl_trouble(tn_ctl *c, unsigned what, int32_t detail)
 {
+    static const char names[][8] = { "key", "link", "tls", "noise", "http", "map", "control" };
+    tailnet_result    why        = (tailnet_result)-(int)(what % 32u);
     if (c->why != TAILNET_OK && (!tn_ctl_is_weak(c->why) || tn_ctl_is_weak(why))) return;
     c->why         = why;
-    c->why_section = section;
+    c->why_section = names[what / 32u];
     c->detail      = (uint32_t)detail;
     c->news |= TN_CTL_NEWS_PROBLEM;
 }
@@ -14702,25 +16891,14 @@ static void tn_ctl_end_aux(tn_ctl *c, tn_ctl_world *x)
 static void tn_ctl_disconnect(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
 {
     tn_ctl_end_aux(c, x);                   /* its host is ours, and may change */
-    if (c->link != 0) tn_link_close(x->links, c->link, why);
-    if (c->map_stream != 0 || c->next_stream != 0) tn_map_stream(x->map, x->flt);
-    c->link = 0;
+    if (c->line.link != 0) tn_link_close(x->links, c->line.link, why);
+    if (c->line.map_stream != 0 || c->line.next_stream != 0) tn_map_stream(x->map, x->flt);
+    memset(&c->line, 0, sizeof c->line);
     tn_nz_wipe(&c->nz);
-    memset(&c->early, 0, sizeof c->early);
-    memset(&c->rq, 0, sizeof c->rq);
-    memset(c->asked, 0, sizeof c->asked);
     tn_wipe(c->out, sizeof c->out);
     tn_wipe(c->in, sizeof c->in);
-    tn_rd_over(&c->plain, NULL, 0);
-    tn_rd_over(&c->piece, NULL, 0);
-    c->piece_stream = c->map_stream = c->next_stream = 0;
-    c->piece_end = c->proven = c->early_done = c->message_open = false;
-    c->fed = c->pinged = c->ping_waits = false;
-    c->out_len = c->out_at = c->in_len = c->in_end = 0;
-    c->message_left                                 = 0;
-    c->prefix_len                                   = 0;
+    c->crowded          = false;
     c->lite_deadline_ms = c->ping_deadline_ms = TN_NEVER;
-    c->crowded                                = false;
 }
 
 /* Gives this attempt up and waits; longer with every failure in a row. */
@@ -14736,18 +16914,25 @@ static void tn_ctl_pause(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
                  x->rim->now_ms + tn_rim_between(x->rim, wait / 2, wait + wait / 2));
 }
 
-static void tn_ctl_fail(tn_ctl *c, tn_ctl_world *x, tailnet_result why, const char *section,
-                        int32_t detail)
+static void tn_ctl_fail(tn_ctl *c, tn_ctl_world *x, unsigned what, int32_t detail)
 {
-    tn_ctl_trouble(c, why, section, detail);
-    tn_ctl_pause(c, x, why);
+    if ((c->state == TN_CTL_DIAL || c->state == TN_CTL_UPGRADE) && !c->over_tls)
+        c->plain_failed = true;             /* the other carrier next time */
+    tn_ctl_trouble(c, what, detail);
+    tn_ctl_pause(c, x, (tailnet_result)-(int)(what % 32u));
+}
+
+/* The server answered with an error. */
+static void tn_ctl_fail_status(tn_ctl *c, tn_ctl_world *x, unsigned status)
+{
+    tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_CONTROL), (int32_t)status);
 }
 
 /* The server will not have us, and asking again does not help. */
 static void tn_ctl_refuse(tn_ctl *c, tn_ctl_world *x, tailnet_result why, int32_t detail)
 {
     c->why = TAILNET_OK;
-    tn_ctl_trouble(c, why, "control", detail);
+    tn_ctl_trouble(c, TN_CTL_WHAT(CONTROL, why), detail);
     c->refused = true;
     c->slow    = true;
     tn_ctl_pause(c, x, why);
@@ -14759,9 +16944,9 @@ static void tn_ctl_refuse(tn_ctl *c, tn_ctl_world *x, tailnet_result why, int32_
 /* Lends a link without an engine the free end of our record buffer. */
 static void tn_ctl_lend(tn_ctl *c, tn_ctl_world *x)
 {
-    size_t used = c->in_end > c->in_len ? c->in_end : c->in_len;
-    if (tn_link_has_engine(x->links, c->link)) return;
-    tn_link_lend(x->links, c->link, c->in + used, sizeof c->in - used, NULL, 0);
+    size_t used = c->line.in_end > c->line.in_len ? c->line.in_end : c->line.in_len;
+    if (tn_link_has_engine(x->links, c->line.link)) return;
+    tn_link_lend(x->links, c->line.link, c->in + used, sizeof c->in - used, NULL, 0);
 }
 
 /* Opens a link to the host that stands in c->host. */
@@ -14784,19 +16969,11 @@ static bool tn_ctl_dial_host(tn_ctl *c, tn_ctl_world *x, uint16_t port, bool tls
         }
     }
     r = tn_link_open(x->links, &dial, purpose, out);
-    if (out == &c->link) c->crowded = r == TAILNET_ERR_AGAIN;
+    if (out == &c->line.link) c->crowded = r == TAILNET_ERR_AGAIN;
     if (r == TAILNET_OK) return true;
     *out = 0;
-    if (r != TAILNET_ERR_AGAIN && out == &c->link) tn_ctl_trouble(c, r, "link", 0);
+    if (r != TAILNET_ERR_AGAIN && out == &c->line.link) tn_ctl_trouble(c, TN_CTL_WHAT(LINK, r), 0);
     return false;
-}
-
-/* May the control connection go over port 80 in the clear, under Noise alone?
- * Only where the URL names no port: with a port it says what listens there. */
-static bool tn_ctl_may_plain(const tn_ctl_world *x, const tn_ctl_target *t)
-{
-    if (!t->tls) return true;
-    return !x->desc->control_tls && !t->named_port;
 }
 
 /* The dial could not even begin. An engine that others hold is no failure of ours:
@@ -14809,54 +16986,53 @@ static void tn_ctl_not_dialled(tn_ctl *c, tn_ctl_world *x)
     if (!crowded) return;
     c->crowded     = true;
     c->failures    = failures;
-    c->deadline_ms = x->rim->now_ms + TN_CTL_CROWDED_MS;
+    c->deadline_ms = tn_ctl_in(x, TN_CTL_CROWDED_MS);
 }
 
-/* Starts the next connection: for the server's key, or for control itself. */
+/* Starts the next connection: for the server's key, or for control itself. That may go
+ * over port 80 in the clear, under Noise alone, but only where the URL names no port:
+ * with a port it says what listens there. */
 static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
 {
-    uint64_t      late = x->rim->now_ms + TN_CTL_DIAL_MS;
+    bool          key = !c->key_known;
     tn_ctl_target t;
 
     if (!tn_ctl_target_of(&t, x)) {
         tn_ctl_refuse(c, x, TAILNET_ERR_ARGUMENT, 0);
         return;
     }
-    c->port = t.port;
     tn_text_copy(c->host, sizeof c->host, t.host, t.host_len);
-    if (!c->key_known) {
-        tn_ctl_enter(c, TN_CTL_KEY, late);
-        if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->link))
-            tn_ctl_not_dialled(c, x);
+    c->over_tls = t.tls && (key || x->desc->control_tls || t.named_port ||
+                            (c->plain_failed && x->tls_free));
+    c->port     = t.tls && !c->over_tls ? 80 : t.port;
+    if (!key && c->over_tls && !x->tls_free) {
+        tn_ctl_fail(c, x, TN_CTL_WHAT(LINK, TAILNET_ERR_UNSUPPORTED), 0);
         return;
     }
-    c->over_tls = t.tls && (!tn_ctl_may_plain(x, &t) || (c->plain_failed && x->tls_free));
-    if (!c->over_tls && t.tls) c->port = 80;
-    if (c->over_tls && !x->tls_free) {
-        tn_ctl_fail(c, x, TAILNET_ERR_UNSUPPORTED, "link", 0);
-        return;
-    }
-    tn_ctl_enter(c, TN_CTL_DIAL, late);
-    if (tn_ctl_dial_host(c, x, c->port, c->over_tls, TN_LINK_FOR_CONTROL, &c->link))
+    tn_ctl_enter(c, key ? TN_CTL_KEY : TN_CTL_DIAL, tn_ctl_in(x, TN_CTL_DIAL_MS));
+    if (tn_ctl_dial_host(c, x, c->port, c->over_tls,
+                         key ? TN_LINK_FOR_KEY : TN_LINK_FOR_CONTROL, &c->line.link))
         tn_ctl_lend(c, x);                  /* a proxy answers before it is open */
     else
         tn_ctl_not_dialled(c, x);
 }
 
-static void tn_ctl_h1_host(const tn_ctl *c, bool tls, tn_h1_host *out)
+/* Whom a request on the present dial is for. */
+static void tn_ctl_h1_host(const tn_ctl *c, tn_h1_host *out)
 {
     out->name  = c->host;
     out->port  = c->port;
-    out->usual = tls ? 443 : 80;
+    out->usual = c->over_tls ? 443 : 80;
 }
 
 /* Goes on sending what stands in out; true: all of it is on its way. */
 static bool tn_ctl_push(tn_ctl *c, tn_ctl_world *x)
 {
-    if (c->out_at < c->out_len)
-        c->out_at = (uint16_t)(c->out_at + tn_link_write(x->links, c->link, c->out + c->out_at,
-                                                         (size_t)(c->out_len - c->out_at)));
-    return c->out_at == c->out_len;
+    tn_ctl_line *l = &c->line;
+    if (l->out_at < l->out_len)
+        l->out_at = (uint16_t)(l->out_at + tn_link_write(x->links, l->link, c->out + l->out_at,
+                                                         (size_t)(l->out_len - l->out_at)));
+    return l->out_at == l->out_len;
 }
 
 /* Sends a request that was written into out; its rest follows with later steps.
@@ -14864,8 +17040,8 @@ static bool tn_ctl_push(tn_ctl *c, tn_ctl_world *x)
 static bool tn_ctl_send(tn_ctl *c, tn_ctl_world *x, const tn_wr *w)
 {
     if (!tn_wr_ok(w)) return false;
-    c->out_len = (uint16_t)tn_wr_len(w);
-    c->out_at  = 0;
+    c->line.out_len = (uint16_t)tn_wr_len(w);
+    c->line.out_at  = 0;
     (void)tn_ctl_push(c, x);
     return true;
 }
@@ -14873,12 +17049,11 @@ static bool tn_ctl_send(tn_ctl *c, tn_ctl_world *x, const tn_wr *w)
 /* GET /key?v=N (control/controlclient/direct.go, loadServerPubKeys). */
 static void tn_ctl_ask_key(tn_ctl *c, tn_ctl_world *x)
 {
-    tn_ctl_target t;
-    tn_h1_host    host;
-    tn_wr         w, path;
-    char          text[16];
+    tn_h1_host host;
+    tn_wr      w, path;
+    char       text[16];
 
-    tn_ctl_h1_host(c, tn_ctl_target_of(&t, x) && t.tls, &host);
+    tn_ctl_h1_host(c, &host);
     memset(text, 0, sizeof text);
     tn_wr_over(&path, text, sizeof text - 1);
     tn_wr_text(&path, "/key?v=");
@@ -14887,7 +17062,7 @@ static void tn_ctl_ask_key(tn_ctl *c, tn_ctl_world *x)
     tn_js_init(&c->js);
     tn_wr_over(&w, c->out, sizeof c->out);
     if (!tn_h1_build_get(&w, &host, text) || !tn_ctl_send(c, x, &w))
-        tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "key", 0);
+        tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_NETWORK), 0);
 }
 
 /* POST /ts2021 with the Noise initiation (control/controlhttp). */
@@ -14899,13 +17074,13 @@ static void tn_ctl_ask_upgrade(tn_ctl *c, tn_ctl_world *x)
     tn_wr      w;
     bool       ok = tn_rim_random(x->rim, eph, sizeof eph);
 
-    tn_ctl_h1_host(c, c->over_tls, &host);
+    tn_ctl_h1_host(c, &host);
     ok = ok && tn_nz_start(&c->nz, x->keys->machine, c->server_key, x->desc->capability_version,
                            eph, init);
     tn_wipe(eph, sizeof eph);
     if (!ok) {
         if (x->desc->control_key == NULL) c->key_known = false;
-        tn_ctl_fail(c, x, TAILNET_ERR_FORGED, "noise", 0);
+        tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, TAILNET_ERR_FORGED), 0);
         return;
     }
     tn_wr_over(&w, text, sizeof text - 1);
@@ -14913,9 +17088,9 @@ static void tn_ctl_ask_upgrade(tn_ctl *c, tn_ctl_world *x)
     text[136] = '\0';
     tn_h1_begin_response(&c->u.h1);
     tn_wr_over(&w, c->out, sizeof c->out);
-    tn_ctl_enter(c, TN_CTL_UPGRADE, x->rim->now_ms + TN_CTL_DIAL_MS);
+    tn_ctl_enter(c, TN_CTL_UPGRADE, tn_ctl_in(x, TN_CTL_DIAL_MS));
     if (!tn_h1_build_ts2021(&w, &host, text) || !tn_ctl_send(c, x, &w))
-        tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "noise", 0);
+        tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, TAILNET_ERR_NETWORK), 0);
 }
 
 /* ---- bytes from the link ---- */
@@ -14924,16 +17099,16 @@ static void tn_ctl_ask_upgrade(tn_ctl *c, tn_ctl_world *x)
 static size_t tn_ctl_pull(tn_ctl *c, tn_ctl_world *x, size_t want)
 {
     size_t   len = 0;
-    uint8_t *at  = tn_link_read(x->links, c->link, &len);
+    uint8_t *at  = tn_link_read(x->links, c->line.link, &len);
     if (at == NULL || len == 0) {
         tn_ctl_lend(c, x);
         return 0;
     }
     if (len > want) len = want;
-    if (len > sizeof c->in - c->in_len) len = sizeof c->in - c->in_len;
-    memmove(c->in + c->in_len, at, len);    /* a lent piece may lie in the same buffer */
-    tn_link_ack(x->links, c->link, len);
-    c->in_len = (uint16_t)(c->in_len + len);
+    if (len > sizeof c->in - c->line.in_len) len = sizeof c->in - c->line.in_len;
+    memmove(c->in + c->line.in_len, at, len);    /* a lent piece may lie in the same buffer */
+    tn_link_ack(x->links, c->line.link, len);
+    c->line.in_len = (uint16_t)(c->line.in_len + len);
     return len;
 }
 
@@ -14941,7 +17116,7 @@ static size_t tn_ctl_pull(tn_ctl *c, tn_ctl_world *x, size_t want)
 static tn_h1_result tn_ctl_pull_head(tn_ctl *c, tn_ctl_world *x)
 {
     size_t       len = 0;
-    uint8_t     *at  = tn_link_read(x->links, c->link, &len);
+    uint8_t     *at  = tn_link_read(x->links, c->line.link, &len);
     tn_rd        in;
     tn_h1_result r;
     if (at == NULL || len == 0) {
@@ -14950,7 +17125,7 @@ static tn_h1_result tn_ctl_pull_head(tn_ctl *c, tn_ctl_world *x)
     }
     tn_rd_over(&in, at, len);
     r = tn_h1_head(&c->u.h1, &in);
-    tn_link_ack(x->links, c->link, len - in.left);
+    tn_link_ack(x->links, c->line.link, len - in.left);
     return r;
 }
 
@@ -14966,13 +17141,11 @@ static void tn_ctl_have_key(tn_ctl *c, tn_ctl_world *x)
 /* A key that came without TLS may not replace one that we have used. */
 static void tn_ctl_judge_key(tn_ctl *c, tn_ctl_world *x, const uint8_t key[32])
 {
-    tn_ctl_target t;
-    bool          secure = tn_ctl_target_of(&t, x) && t.tls;
     if (tn_is_zero(key, 32)) {
-        tn_ctl_fail(c, x, TAILNET_ERR_UNSUPPORTED, "key", 0);
-    } else if (!secure && x->keys->has_server && !tn_equal(key, x->keys->server, 32)) {
+        tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_UNSUPPORTED), 0);
+    } else if (!c->over_tls && x->keys->has_server && !tn_equal(key, x->keys->server, 32)) {
         c->slow = true;
-        tn_ctl_fail(c, x, TAILNET_ERR_FORGED, "key", 0);
+        tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_FORGED), 0);
     } else {
         tn_copy_key(c->server_key, key);
         tn_ctl_have_key(c, x);
@@ -14986,7 +17159,8 @@ static bool tn_ctl_key_head(tn_ctl *c, tn_ctl_world *x)
     unsigned status = c->u.h1.status;
     if (status == 200) return true;
     c->slow = status == 400;                /* our version is too old for it */
-    tn_ctl_fail(c, x, status == 400 ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_CONTROL, "key",
+    tn_ctl_fail(c, x, status == 400 ? TN_CTL_WHAT(KEY, TAILNET_ERR_UNSUPPORTED)
+                                    : TN_CTL_WHAT(KEY, TAILNET_ERR_CONTROL),
                 (int32_t)status);
     return false;
 }
@@ -15001,27 +17175,27 @@ static void tn_ctl_key_json(tn_ctl *c, tn_ctl_world *x, const uint8_t *at, size_
             if (tn_key_parse(key, TN_KEY_MACHINE, c->js.text, c->js.text_len)) {
                 tn_ctl_judge_key(c, x, key);
             } else {
-                tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "key", 0);
+                tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_MALFORMED), 0);
             }
             return;
         }
         if (ev == TN_JS_END) break;
     }
-    if (ev != TN_JS_MORE) tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "key", 0);
+    if (ev != TN_JS_MORE) tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_MALFORMED), 0);
 }
 
 static void tn_ctl_read_key(tn_ctl *c, tn_ctl_world *x)
 {
     tn_h1_result r = TN_H1_BODY;
-    if (c->proven == false) {               /* here: the head is through */
+    if (c->line.proven == false) {               /* here: the head is through */
         r = tn_ctl_pull_head(c, x);
-        if (r == TN_H1_BAD) tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "key", 0);
+        if (r == TN_H1_BAD) tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_MALFORMED), 0);
         if (r != TN_H1_HEAD_DONE || !tn_ctl_key_head(c, x)) return;
-        c->proven = true;
+        c->line.proven = true;
     }
     for (;;) {                              /* ends with the bytes that are there */
         size_t         len = 0, piece_len = 0;
-        uint8_t       *at  = tn_link_read(x->links, c->link, &len);
+        uint8_t       *at  = tn_link_read(x->links, c->line.link, &len);
         const uint8_t *piece = NULL;
         tn_rd          in;
         if (at == NULL || len == 0) break;
@@ -15029,9 +17203,9 @@ static void tn_ctl_read_key(tn_ctl *c, tn_ctl_world *x)
         r = tn_h1_body(&c->u.h1, &in, &piece, &piece_len);
         if (r == TN_H1_BODY) tn_ctl_key_json(c, x, piece, piece_len);
         if (c->state != TN_CTL_KEY) return;
-        tn_link_ack(x->links, c->link, len - in.left);
+        tn_link_ack(x->links, c->line.link, len - in.left);
         if (r == TN_H1_BAD || r == TN_H1_DONE) {
-            tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "key", 0);
+            tn_ctl_fail(c, x, TN_CTL_WHAT(KEY, TAILNET_ERR_MALFORMED), 0);
             return;
         }
     }
@@ -15044,9 +17218,8 @@ static void tn_ctl_read_key(tn_ctl *c, tn_ctl_world *x)
  * perhaps the server has another key by now (control.md 4.7 has the patterns). */
 static void tn_ctl_upgrade_failed(tn_ctl *c, tn_ctl_world *x, tailnet_result why, int32_t detail)
 {
-    if (!c->over_tls) c->plain_failed = true;
     if (x->desc->control_key == NULL) c->key_known = false;
-    tn_ctl_fail(c, x, why, "noise", detail);
+    tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, why), detail);
 }
 
 /* Begins a registration on the present connection. */
@@ -15056,16 +17229,16 @@ static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
     else                     tn_copy_key(c->asker, x->node_public);
     memset(&c->answer, 0, sizeof c->answer);
     tn_ctl_enter(c, c->url_len != 0 ? TN_CTL_FOLLOWUP : TN_CTL_REGISTER,
-                 c->url_len != 0 ? TN_NEVER : x->rim->now_ms + TN_CTL_REGISTER_MS);
-    c->ping_deadline_ms = c->url_len != 0 ? x->rim->now_ms + TN_CTL_PING_MS : TN_NEVER;
-    c->pinged           = false;
+                 c->url_len != 0 ? TN_NEVER : tn_ctl_in(x, TN_CTL_REGISTER_MS));
+    c->ping_deadline_ms = c->url_len != 0 ? tn_ctl_in(x, TN_CTL_PING_MS) : TN_NEVER;
+    c->line.pinged           = false;
 }
 
 static tn_ctl_asked *tn_ctl_asked_on(tn_ctl *c, uint32_t stream)
 {
     unsigned i;
     for (i = 0; i < TN_CTL_STREAMS; i++)
-        if (c->asked[i].stream == stream && stream != 0) return &c->asked[i];
+        if (c->line.asked[i].stream == stream && stream != 0) return &c->line.asked[i];
     return NULL;
 }
 
@@ -15073,7 +17246,7 @@ static tn_ctl_asked *tn_ctl_asking(tn_ctl *c, tn_ctl_kind kind)
 {
     unsigned i;
     for (i = 0; i < TN_CTL_STREAMS; i++)
-        if (c->asked[i].stream != 0 && c->asked[i].kind == kind) return &c->asked[i];
+        if (c->line.asked[i].stream != 0 && c->line.asked[i].kind == kind) return &c->line.asked[i];
     return NULL;
 }
 
@@ -15084,25 +17257,25 @@ static void tn_ctl_drop(tn_ctl *c, uint32_t stream)
     if (stream == 0) return;
     tn_h2_cancel(&c->u.h2, stream, TN_H2_CANCEL);
     if (q != NULL) memset(q, 0, sizeof *q);
-    if (c->rq.stream == stream) c->rq.stream = 0;
-    if (c->map_stream == stream) c->map_stream = 0;
-    if (c->next_stream == stream) c->next_stream = 0;
+    if (c->line.rq.stream == stream) c->line.rq.stream = 0;
+    if (c->line.map_stream == stream) c->line.map_stream = 0;
+    if (c->line.next_stream == stream) c->line.next_stream = 0;
 }
 
 /* Asks for the map stream, in place of any that was asked for. */
 static void tn_ctl_stream(tn_ctl *c, tn_ctl_world *x)
 {
-    tn_ctl_drop(c, c->map_stream);
-    tn_ctl_drop(c, c->next_stream);
+    tn_ctl_drop(c, c->line.map_stream);
+    tn_ctl_drop(c, c->line.next_stream);
     c->ping_deadline_ms = TN_NEVER;
     c->lite_dirty = true;                   /* some servers listen only to lite updates */
-    tn_ctl_enter(c, TN_CTL_STREAM, x->rim->now_ms + TN_CTL_WATCHDOG_MS);
+    tn_ctl_enter(c, TN_CTL_STREAM, tn_ctl_in(x, TN_CTL_WATCHDOG_MS));
 }
 
 /* The channel stands: register, or the map at once when the server knows us. */
 static void tn_ctl_connected(tn_ctl *c, tn_ctl_world *x)
 {
-    c->proven = false;
+    c->line.proven = false;
     tn_h2_begin(&c->u.h2, TN_H2_CLIENT);
     if (x->keys->has_server && !x->keys->has_trying && !c->want_login && c->url_len == 0)
         tn_ctl_stream(c, x);
@@ -15112,7 +17285,7 @@ static void tn_ctl_connected(tn_ctl *c, tn_ctl_world *x)
 
 static void tn_ctl_read_upgrade(tn_ctl *c, tn_ctl_world *x)
 {
-    if (!c->proven) {                       /* here: the head is through */
+    if (!c->line.proven) {                       /* here: the head is through */
         tn_h1_result r = tn_ctl_pull_head(c, x);
         if (r == TN_H1_BAD) tn_ctl_upgrade_failed(c, x, TAILNET_ERR_MALFORMED, 0);
         if (r != TN_H1_HEAD_DONE) return;
@@ -15120,44 +17293,44 @@ static void tn_ctl_read_upgrade(tn_ctl *c, tn_ctl_world *x)
             tn_ctl_upgrade_failed(c, x, TAILNET_ERR_CONTROL, (int32_t)c->u.h1.status);
             return;
         }
-        c->proven = true;
+        c->line.proven = true;
     }
     while (c->state == TN_CTL_UPGRADE) {
-        size_t         want = tn_nz_want(&c->nz, c->in, c->in_len);
+        size_t         want = tn_nz_want(&c->nz, c->in, c->line.in_len);
         tailnet_result r;
         if (want != 0) {
             if (tn_ctl_pull(c, x, want) == 0) return;
             continue;
         }
-        r = tn_nz_finish(&c->nz, x->keys->machine, c->in, tn_nz_whole(c->in, c->in_len));
-        c->in_len = 0;
+        r = tn_nz_finish(&c->nz, x->keys->machine, c->in, tn_nz_whole(c->in, c->line.in_len));
+        c->line.in_len = 0;
         if (r == TAILNET_OK) tn_ctl_connected(c, x);
         else                 tn_ctl_upgrade_failed(c, x, r, 0);
     }
 }
 
-/* The next record's plaintext into c->plain; false: none is whole yet, or it
+/* The next record's plaintext into c->line.plain; false: none is whole yet, or it
  * failed and the connection with it. */
 static bool tn_ctl_next_record(tn_ctl *c, tn_ctl_world *x)
 {
     for (;;) {
         uint8_t       *text = NULL;
-        size_t         len = 0, want = tn_nz_want(&c->nz, c->in, c->in_len);
+        size_t         len = 0, want = tn_nz_want(&c->nz, c->in, c->line.in_len);
         tailnet_result r;
         if (want != 0) {
-            c->in_end = 0;
+            c->line.in_end = 0;
             if (tn_ctl_pull(c, x, want) == 0) return false;
             continue;
         }
-        r = tn_nz_open(&c->nz, c->in, tn_nz_whole(c->in, c->in_len), &text, &len);
+        r = tn_nz_open(&c->nz, c->in, tn_nz_whole(c->in, c->line.in_len), &text, &len);
         if (r != TAILNET_OK) {
-            tn_ctl_fail(c, x, r, "noise", 0);
+            tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, r), 0);
             return false;
         }
-        c->in_end = c->in_len;
-        c->in_len = 0;
-        tn_rd_over(&c->plain, text, len);
-        if (tn_link_read(x->links, c->link, &want) == NULL)
+        c->line.in_end = c->line.in_len;
+        c->line.in_len = 0;
+        tn_rd_over(&c->line.plain, text, len);
+        if (tn_link_read(x->links, c->line.link, &want) == NULL)
             tn_ctl_lend(c, x);              /* what comes now must not fall on this text */
         return true;
     }
@@ -15167,21 +17340,21 @@ static bool tn_ctl_next_record(tn_ctl *c, tn_ctl_world *x)
  * the nine bytes back when there was none. */
 static bool tn_ctl_early(tn_ctl *c, tn_ctl_world *x, tn_h2_event *ev)
 {
-    const uint8_t     *at   = c->plain.at;
-    size_t             left = c->plain.left;
+    const uint8_t     *at   = c->line.plain.at;
+    size_t             left = c->line.plain.left;
     tn_nz_early_result r;
     tn_rd              head;
 
-    if (c->early_done) return true;
-    r = tn_nz_early_take(&c->early, &at, &left);
-    tn_rd_over(&c->plain, left == 0 ? NULL : at, left);
-    if (r == TN_NZ_EARLY_BAD) tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "noise", 0);
+    if (c->line.early_done) return true;
+    r = tn_nz_early_take(&c->line.early, &at, &left);
+    tn_rd_over(&c->line.plain, left == 0 ? NULL : at, left);
+    if (r == TN_NZ_EARLY_BAD) tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, TAILNET_ERR_MALFORMED), 0);
     if (r == TN_NZ_EARLY_BAD || r == TN_NZ_EARLY_MORE) return false;
-    c->early_done = true;
+    c->line.early_done = true;
     if (r == TN_NZ_EARLY_NONE) {            /* nine bytes of a SETTINGS frame: no event yet */
-        tn_rd_over(&head, c->early.head, 9);
+        tn_rd_over(&head, c->line.early.head, 9);
         if (tn_h2_next(&c->u.h2, &head, ev) == TN_H2_FAILED) {
-            tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "http", 0);
+            tn_ctl_fail(c, x, TN_CTL_WHAT(HTTP, TAILNET_ERR_MALFORMED), 0);
             return false;
         }
     }
@@ -15256,7 +17429,7 @@ static void tn_ctl_rotate(tn_ctl *c, tn_ctl_world *x)
     uint8_t fresh[32];
     if (c->expired_once) {
         c->slow = true;
-        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", 0);
+        tn_ctl_fail_status(c, x, 0);
         return;
     }
     c->expired_once = true;
@@ -15282,23 +17455,21 @@ static void tn_ctl_follow(tn_ctl *c, tn_ctl_world *x)
 
 /* The whole answer to a registration is here. The order is the official
  * client's (control/controlclient/direct.go, doLogin). */
-static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status, uint32_t retry_s)
+static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status)
 {
     const tn_ctl_answer *a = &c->answer;
     if (status == 429 || status >= 500) {
-        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
-        if (status == 429) {
-            uint64_t wait = retry_s == 0 || retry_s > 3600 ? tn_rim_between(x->rim, 5000, 10000)
-                                                           : (uint64_t)retry_s * 1000u;
-            c->deadline_ms = x->rim->now_ms + wait;
-        }
+        tn_ctl_fail_status(c, x, status);
+        if (status == 429)
+            c->deadline_ms = tn_ctl_in(x, a->retry_s != 0 ? a->retry_s * 1000u :
+                                          (uint32_t)tn_rim_between(x->rim, 5000, 10000));
     } else if (status != 200) {
         tn_ctl_refuse(c, x, status == 400 ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_CONTROL,
                       (int32_t)status);
     } else if (a->error) {
         tn_ctl_refuse(c, x, TAILNET_ERR_CONTROL, 200);
     } else if (!tn_js_done(&c->asked_js)) {
-        tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "control", 0);
+        tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_MALFORMED), 0);
     } else if (a->signature || a->too_long) {
         tn_ctl_refuse(c, x, a->signature ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_TOO_BIG, 200);
     } else if (a->expired && !(x->keys->has_trying && a->has_url)) {
@@ -15306,7 +17477,7 @@ static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status, uin
     } else if (a->has_url) {
         tn_ctl_follow(c, x);
     } else if (c->asked_js.at <= 5) {             /* "null": an ephemeral node was being removed */
-        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", 0);
+        tn_ctl_fail_status(c, x, 0);
     } else {
         tn_ctl_registered(c, x);
     }
@@ -15339,51 +17510,52 @@ static void tn_ctl_map_refused(tn_ctl *c, tn_ctl_world *x, unsigned status)
         x->keys->has_server = false;
         if (c->map_refused) {               /* it has just taken us in: no hurry */
             c->slow = true;
-            tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
+            tn_ctl_fail_status(c, x, status);
             return;
         }
         c->map_refused = true;
-        if (c->map_stream != 0) tn_map_stream(x->map, x->flt);
-        tn_ctl_drop(c, c->map_stream);
+        if (c->line.map_stream != 0) tn_map_stream(x->map, x->flt);
+        tn_ctl_drop(c, c->line.map_stream);
         tn_ctl_register(c, x);
     } else {
-        tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
+        tn_ctl_fail_status(c, x, status);
     }
 }
 
 /* A request came to its end. */
-static void tn_ctl_finish(tn_ctl *c, tn_ctl_world *x, tn_ctl_asked *q, uint32_t retry_s)
+static void tn_ctl_finish(tn_ctl *c, tn_ctl_world *x, tn_ctl_asked *q)
 {
     tn_ctl_kind kind   = (tn_ctl_kind)q->kind;
     unsigned    status = q->status;
     uint32_t    stream = q->stream;
 
     memset(q, 0, sizeof *q);
-    if (c->rq.stream == stream) {           /* answered before it had read our request */
+    if (c->line.rq.stream == stream) {           /* answered before it had read our request */
         tn_h2_cancel(&c->u.h2, stream, TN_H2_NO_ERROR);
-        c->rq.stream = 0;
+        c->line.rq.stream = 0;
     }
     switch (kind) {
     case TN_CTL_ASK_REGISTER:
-        tn_ctl_judge_answer(c, x, status, retry_s);
+        tn_ctl_judge_answer(c, x, status);
         break;
     case TN_CTL_ASK_LOGOUT:
         if (status == 429 || status >= 500)
-            tn_ctl_fail(c, x, TAILNET_ERR_CONTROL, "control", (int32_t)status);
+            tn_ctl_fail_status(c, x, status);
         else
             tn_ctl_logged_out(c, x);
         break;
     case TN_CTL_ASK_STREAM:
-        if (stream == c->next_stream) c->next_stream = 0;
+        if (stream == c->line.next_stream) c->line.next_stream = 0;
         if (status != 200) {
             tn_ctl_map_refused(c, x, status);
-        } else if (stream == c->map_stream) {
-            c->map_stream = 0;              /* the next one may be on its way */
-            if (c->next_stream == 0) tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "control", 0);
+        } else if (stream == c->line.map_stream) {
+            c->line.map_stream = 0;              /* the next one may be on its way */
+            if (c->line.next_stream == 0)
+                tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_NETWORK), 0);
         }
         break;
     case TN_CTL_ASK_LITE:
-        c->lite_deadline_ms = x->rim->now_ms + TN_CTL_REFRESH_MS;
+        c->lite_deadline_ms = tn_ctl_in(x, TN_CTL_REFRESH_MS);
         if (status == 200) c->news |= TN_CTL_NEWS_TOLD;
         else               tn_ctl_map_refused(c, x, status);
         break;
@@ -15401,11 +17573,10 @@ typedef enum tn_ctl_turn { TN_CTL_QUIET, TN_CTL_MORE, TN_CTL_CHANGE, TN_CTL_PING
 /* A whole message was applied. */
 static void tn_ctl_message_done(tn_ctl *c, tn_ctl_world *x)
 {
-    uint64_t now = x->rim->now_ms;
-    c->message_open = false;
+    c->line.message_open = false;
     if (!x->map->keep_alive) c->maps_read++;
     if (c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN)
-        c->deadline_ms = now + TN_CTL_WATCHDOG_MS;
+        c->deadline_ms = tn_ctl_in(x, TN_CTL_WATCHDOG_MS);
     if (x->map->control_time_ms != 0) tn_rim_learn_time(x->rim, x->map->control_time_ms);
     if (c->state == TN_CTL_STREAM && !x->map->first) {
         tn_ctl_enter(c, TN_CTL_RUN, c->deadline_ms);
@@ -15420,7 +17591,7 @@ static void tn_ctl_message_done(tn_ctl *c, tn_ctl_world *x)
 static tn_ctl_turn tn_ctl_message(tn_ctl *c, tn_ctl_world *x)
 {
     tn_js_event ev;
-    c->fed = true;                          /* until it has asked for more */
+    c->line.fed = true;                          /* until it has asked for more */
     while ((ev = tn_js_next(&c->js)) > TN_JS_MORE) {
         tn_map_result r = tn_map_take(x->map, x->flt, &c->js, ev, x->rim->now_ms);
         if (r == TN_MAP_CHANGE) return TN_CTL_CHANGE;
@@ -15431,38 +17602,40 @@ static tn_ctl_turn tn_ctl_message(tn_ctl *c, tn_ctl_world *x)
             break;
         }
     }
-    c->fed = false;
-    if (ev == TN_JS_MORE && c->message_left == 0 && tn_js_done(&c->js)) tn_ctl_message_done(c, x);
-    else if (ev == TN_JS_ERROR || c->message_left == 0)
-        tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "map", (int32_t)c->js.at);
+    c->line.fed = false;
+    if (ev == TN_JS_MORE && c->line.message_left == 0 && tn_js_done(&c->js))
+        tn_ctl_message_done(c, x);
+    else if (ev == TN_JS_ERROR || c->line.message_left == 0)
+        tn_ctl_fail(c, x, TN_CTL_WHAT(MAP, TAILNET_ERR_MALFORMED), (int32_t)c->js.at);
     return TN_CTL_MORE;
 }
 
 /* Cuts the body into [LE32 length][JSON] messages, at any split. */
 static tn_ctl_turn tn_ctl_take_map(tn_ctl *c, tn_ctl_world *x)
 {
-    tn_rd         *in = &c->piece;
+    tn_rd         *in = &c->line.piece;
     size_t         n;
     const uint8_t *at;
 
-    if (c->fed) return tn_ctl_message(c, x);
-    if (c->message_open) {
-        n  = in->left < c->message_left ? in->left : c->message_left;
+    if (c->line.fed) return tn_ctl_message(c, x);
+    if (c->line.message_open) {
+        n  = in->left < c->line.message_left ? in->left : c->line.message_left;
         at = tn_rd_bytes(in, n);
-        c->message_left -= (uint32_t)n;
+        c->line.message_left -= (uint32_t)n;
         tn_js_feed(&c->js, at, n);
         return tn_ctl_message(c, x);
     }
-    while (in->left != 0 && c->prefix_len < 4) c->prefix[c->prefix_len++] = tn_rd_u8(in);
-    if (c->prefix_len == 4) {
+    while (in->left != 0 && c->line.prefix_len < 4)
+        c->line.prefix[c->line.prefix_len++] = tn_rd_u8(in);
+    if (c->line.prefix_len == 4) {
         tn_rd head;
-        tn_rd_over(&head, c->prefix, 4);
-        c->message_left = tn_rd_u32le(&head);
-        c->prefix_len   = 0;
-        c->message_open = true;
+        tn_rd_over(&head, c->line.prefix, 4);
+        c->line.message_left = tn_rd_u32le(&head);
+        c->line.prefix_len   = 0;
+        c->line.message_open = true;
         tn_js_init(&c->js);
-        if (c->message_left == 0 || c->message_left > TN_CTL_MESSAGE_MAX)
-            tn_ctl_fail(c, x, TAILNET_ERR_MALFORMED, "map", 0);
+        if (c->line.message_left == 0 || c->line.message_left > TN_CTL_MESSAGE_MAX)
+            tn_ctl_fail(c, x, TN_CTL_WHAT(MAP, TAILNET_ERR_MALFORMED), 0);
     }
     return TN_CTL_MORE;
 }
@@ -15470,21 +17643,21 @@ static tn_ctl_turn tn_ctl_take_map(tn_ctl *c, tn_ctl_world *x)
 /* Feeds the piece at hand to whatever asked for it. */
 static tn_ctl_turn tn_ctl_take_piece(tn_ctl *c, tn_ctl_world *x)
 {
-    tn_ctl_asked *q    = tn_ctl_asked_on(c, c->piece_stream);
+    tn_ctl_asked *q    = tn_ctl_asked_on(c, c->line.piece_stream);
     tn_ctl_turn   turn = TN_CTL_MORE;
     tn_js_event   ev;
-    size_t        n = c->piece.left;
+    size_t        n = c->line.piece.left;
 
     if (q != NULL && q->kind == TN_CTL_ASK_STREAM && q->status == 200) {
-        if (c->piece_stream != c->map_stream) tn_rd_bytes(&c->piece, n);
-        else if (n != 0 || c->fed) return tn_ctl_take_map(c, x);
+        if (c->line.piece_stream != c->line.map_stream) tn_rd_bytes(&c->line.piece, n);
+        else if (n != 0 || c->line.fed) return tn_ctl_take_map(c, x);
     } else if (q != NULL && q->kind == TN_CTL_ASK_REGISTER && q->status == 200) {
-        tn_js_feed(&c->asked_js, tn_rd_bytes(&c->piece, n), n);
+        tn_js_feed(&c->asked_js, tn_rd_bytes(&c->line.piece, n), n);
         while ((ev = tn_js_next(&c->asked_js)) > TN_JS_MORE) tn_ctl_take_answer(c, ev);
     } else if (q != NULL && q->status != 200) {
-        tn_ctl_collect(c, tn_rd_bytes(&c->piece, n), n);
+        tn_ctl_collect(c, tn_rd_bytes(&c->line.piece, n), n);
     } else {
-        (void)tn_rd_bytes(&c->piece, n);
+        (void)tn_rd_bytes(&c->line.piece, n);
     }
     return turn;
 }
@@ -15496,13 +17669,16 @@ static void tn_ctl_response(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
     if (q == NULL) return;
     q->status = ev->status;
     if (ev->status != 200) c->text_len = 0;
-    if (q->kind == TN_CTL_ASK_REGISTER) tn_js_init(&c->asked_js);
+    if (q->kind == TN_CTL_ASK_REGISTER) {
+        tn_js_init(&c->asked_js);
+        c->answer.retry_s = ev->retry_after_s > 3600 ? (uint16_t)0 : (uint16_t)ev->retry_after_s;
+    }
     if (q->kind == TN_CTL_ASK_STREAM && ev->status == 200) {
-        tn_ctl_drop(c, c->map_stream);
-        c->map_stream   = ev->stream;
-        c->next_stream  = 0;
-        c->prefix_len   = 0;
-        c->message_open = c->fed = false;
+        tn_ctl_drop(c, c->line.map_stream);
+        c->line.map_stream   = ev->stream;
+        c->line.next_stream  = 0;
+        c->line.prefix_len   = 0;
+        c->line.message_open = c->line.fed = false;
         tn_map_stream(x->map, x->flt);
     }
 }
@@ -15510,15 +17686,15 @@ static void tn_ctl_response(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
 static void tn_ctl_reset(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
 {
     tn_ctl_asked *q = tn_ctl_asked_on(c, ev->stream);
-    if (c->rq.stream == ev->stream) c->rq.stream = 0;
+    if (c->line.rq.stream == ev->stream) c->line.rq.stream = 0;
     if (q == NULL) return;
     if (q->kind == TN_CTL_ASK_LITE || q->kind == TN_CTL_ASK_ANSWER) {
-        if (q->kind == TN_CTL_ASK_LITE) c->lite_deadline_ms = x->rim->now_ms + TN_CTL_LITE_MS;
+        if (q->kind == TN_CTL_ASK_LITE) c->lite_deadline_ms = tn_ctl_in(x, TN_CTL_LITE_MS);
         memset(q, 0, sizeof *q);
-    } else if (ev->stream == c->map_stream && c->next_stream != 0) {
+    } else if (ev->stream == c->line.map_stream && c->line.next_stream != 0) {
         tn_ctl_drop(c, ev->stream);         /* the next one takes over */
     } else {
-        tn_ctl_fail(c, x, TAILNET_ERR_NETWORK, "http", (int32_t)ev->code);
+        tn_ctl_fail(c, x, TN_CTL_WHAT(HTTP, TAILNET_ERR_NETWORK), (int32_t)ev->code);
     }
 }
 
@@ -15529,23 +17705,24 @@ static tn_ctl_turn tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind, tn_
     if (kind == TN_H2_RESPONSE) tn_ctl_response(c, x, ev);
     if (kind == TN_H2_RESET) tn_ctl_reset(c, x, ev);
     if (kind == TN_H2_PING_ACK) {
-        c->pinged           = false;
+        c->line.pinged           = false;
         c->ping_deadline_ms =
-            c->state == TN_CTL_FOLLOWUP ? x->rim->now_ms + TN_CTL_PING_MS : TN_NEVER;
+            c->state == TN_CTL_FOLLOWUP ? tn_ctl_in(x, TN_CTL_PING_MS) : TN_NEVER;
     }
     if (kind == TN_H2_GOAWAY || kind == TN_H2_FAILED) {
-        tn_ctl_fail(c, x, kind == TN_H2_FAILED ? TAILNET_ERR_MALFORMED : TAILNET_ERR_NETWORK,
-                    "http", (int32_t)ev->code);
+        tn_ctl_fail(c, x, kind == TN_H2_FAILED ? TN_CTL_WHAT(HTTP, TAILNET_ERR_MALFORMED)
+                                               : TN_CTL_WHAT(HTTP, TAILNET_ERR_NETWORK),
+                    (int32_t)ev->code);
         return TN_CTL_MORE;
     }
     if (kind == TN_H2_BODY) {
-        tn_rd_over(&c->piece, ev->len == 0 ? NULL : ev->at, ev->len);
-        c->piece_stream = ev->stream;
-        c->piece_end    = ev->end;
+        tn_rd_over(&c->line.piece, ev->len == 0 ? NULL : ev->at, ev->len);
+        c->line.piece_stream = ev->stream;
+        c->line.piece_end    = ev->end;
         return TN_CTL_MORE;
     }
     q = tn_ctl_asked_on(c, ev->stream);
-    if (kind == TN_H2_RESPONSE && ev->end && q != NULL) tn_ctl_finish(c, x, q, ev->retry_after_s);
+    if (kind == TN_H2_RESPONSE && ev->end && q != NULL) tn_ctl_finish(c, x, q);
     return TN_CTL_MORE;
 }
 
@@ -15558,20 +17735,20 @@ static tn_ctl_turn tn_ctl_read(tn_ctl *c, tn_ctl_world *x)
     tn_ctl_turn   turn;
 
     memset(&ev, 0, sizeof ev);
-    if (c->piece_stream != 0) {
+    if (c->line.piece_stream != 0) {
         turn = tn_ctl_take_piece(c, x);
-        if (turn != TN_CTL_MORE || c->piece_stream == 0) return turn;
-        if (c->piece.left != 0 || c->fed) return TN_CTL_MORE;
-        q               = c->piece_end ? tn_ctl_asked_on(c, c->piece_stream) : NULL;
-        c->piece_stream = 0;
-        if (q != NULL) tn_ctl_finish(c, x, q, 0);
+        if (turn != TN_CTL_MORE || c->line.piece_stream == 0) return turn;
+        if (c->line.piece.left != 0 || c->line.fed) return TN_CTL_MORE;
+        q               = c->line.piece_end ? tn_ctl_asked_on(c, c->line.piece_stream) : NULL;
+        c->line.piece_stream = 0;
+        if (q != NULL) tn_ctl_finish(c, x, q);
         return TN_CTL_MORE;
     }
-    if (c->plain.left == 0) {
-        if (!tn_ctl_next_record(c, x)) return c->link != 0 ? TN_CTL_QUIET : TN_CTL_MORE;
-        if (c->plain.left == 0 || !tn_ctl_early(c, x, &ev)) return TN_CTL_MORE;
+    if (c->line.plain.left == 0) {
+        if (!tn_ctl_next_record(c, x)) return c->line.link != 0 ? TN_CTL_QUIET : TN_CTL_MORE;
+        if (c->line.plain.left == 0 || !tn_ctl_early(c, x, &ev)) return TN_CTL_MORE;
     }
-    kind = tn_h2_next(&c->u.h2, &c->plain, &ev);
+    kind = tn_h2_next(&c->u.h2, &c->line.plain, &ev);
     return kind == TN_H2_MORE ? TN_CTL_MORE : tn_ctl_event(c, x, kind, &ev);
 }
 
@@ -15597,9 +17774,9 @@ static tn_ctl_kind tn_ctl_next_kind(tn_ctl *c, const tn_ctl_world *x)
     if (c->want_logout && tn_ctl_asking(c, TN_CTL_ASK_LOGOUT) == NULL) return TN_CTL_ASK_LOGOUT;
     if (c->want_logout || !c->up) return TN_CTL_NOTHING;   /* signed out: say no more */
     if (asks && tn_ctl_asking(c, TN_CTL_ASK_REGISTER) == NULL) return TN_CTL_ASK_REGISTER;
-    if (c->state == TN_CTL_STREAM && c->map_stream == 0 && c->next_stream == 0)
+    if (c->state == TN_CTL_STREAM && c->line.map_stream == 0 && c->line.next_stream == 0)
         return TN_CTL_ASK_STREAM;
-    if (maps && c->want_reread && c->next_stream == 0) return TN_CTL_ASK_STREAM;
+    if (maps && c->want_reread && c->line.next_stream == 0) return TN_CTL_ASK_STREAM;
     if (c->state == TN_CTL_RUN && tn_ctl_asking(c, TN_CTL_ASK_LITE) == NULL &&
         (c->lite_dirty || memcmp(&c->sent, &x->wish, sizeof c->sent) != 0))
         return TN_CTL_ASK_LITE;
@@ -15626,16 +17803,15 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     bool          head = kind == TN_CTL_ASK_ANSWER && tn_ctl_ping_is_head(&x->map->work.item);
 
     for (i = 0; i < TN_CTL_STREAMS && q == NULL; i++)
-        if (c->asked[i].stream == 0) q = &c->asked[i];
+        if (c->line.asked[i].stream == 0) q = &c->line.asked[i];
     if (q == NULL || !tn_h2_can_open(&c->u.h2)) return false;
     if (kind != TN_CTL_ASK_ANSWER) memcpy(&c->sent, &x->wish, sizeof c->sent);   /* padding too */
     tn_wr_over(&count, NULL, 0);
     if (!head) tn_ctl_body(c, x, kind, &count);
-    memset(&rq, 0, sizeof rq);
     rq.method    = head ? "HEAD" : "POST";
     rq.path      = tn_ctl_path(x, kind);
     rq.authority = c->host;
-    rq.length    = head ? TN_H2_NO_LENGTH : count.total;
+    rq.length    = head ? TN_H2_NO_LENGTH : (uint32_t)count.total;
     rq.end       = head;
     q->stream    = tn_h2_open(&c->u.h2, w, &rq);
     if (q->stream == 0) {                   /* no room now; the wish counts as not sent */
@@ -15644,17 +17820,17 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     }
     q->kind      = (uint8_t)kind;
     q->status    = 0;
-    c->rq.stream = head ? 0 : q->stream;
-    c->rq.kind   = (uint8_t)kind;
-    c->rq.total  = (uint32_t)count.total;
-    c->rq.done   = 0;
+    c->line.rq.stream = head ? 0 : q->stream;
+    c->line.rq.kind   = (uint8_t)kind;
+    c->line.rq.total  = (uint32_t)count.total;
+    c->line.rq.done   = 0;
     if (kind == TN_CTL_ASK_STREAM) {
-        c->next_stream = q->stream;
+        c->line.next_stream = q->stream;
         c->want_reread = false;
     }
     if (kind == TN_CTL_ASK_LITE) {
         c->lite_dirty       = false;
-        c->lite_deadline_ms = x->rim->now_ms + TN_CTL_LITE_MS;
+        c->lite_deadline_ms = tn_ctl_in(x, TN_CTL_LITE_MS);
     }
     return true;
 }
@@ -15662,17 +17838,18 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
 /* One DATA frame of the request under way. */
 static bool tn_ctl_write_body(tn_ctl *c, tn_ctl_world *x, tn_wr *w)
 {
-    size_t n = tn_h2_data_room(&c->u.h2, c->rq.stream, w), left = c->rq.total - c->rq.done;
-    tn_wr  body;
+    tn_ctl_outgoing *rq = &c->line.rq;
+    size_t           n = tn_h2_data_room(&c->u.h2, rq->stream, w), left = rq->total - rq->done;
+    tn_wr            body;
     if (n == 0 && left != 0) return false;
     if (n > left) n = left;
-    if (!tn_h2_data_head(&c->u.h2, w, c->rq.stream, n, n == left)) return false;
-    tn_wr_window(&body, w->base + tn_wr_len(w), n, c->rq.done);
-    tn_ctl_body(c, x, (tn_ctl_kind)c->rq.kind, &body);
-    TAILNET_ASSERT(body.total == c->rq.total);
+    if (!tn_h2_data_head(&c->u.h2, w, rq->stream, n, n == left)) return false;
+    tn_wr_window(&body, w->base + tn_wr_len(w), n, rq->done);
+    tn_ctl_body(c, x, (tn_ctl_kind)rq->kind, &body);
+    TAILNET_ASSERT(body.total == rq->total);
     w->total += n;
-    c->rq.done += (uint32_t)n;
-    if (c->rq.done == c->rq.total) c->rq.stream = 0;
+    rq->done += (uint32_t)n;
+    if (rq->done == rq->total) rq->stream = 0;
     return true;
 }
 
@@ -15686,15 +17863,16 @@ static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
         if (!tn_ctl_push(c, x)) return;
         tn_wr_over(&w, c->out + 3, sizeof c->out - 19);
         (void)tn_h2_flush(&c->u.h2, &w);
-        if (c->rq.stream != 0) {
+        if (c->line.rq.stream != 0) {
             (void)tn_ctl_write_body(c, x, &w);
         } else if ((kind = tn_ctl_next_kind(c, x)) != TN_CTL_NOTHING) {
-            if (tn_ctl_open(c, x, kind, &w) && c->rq.stream != 0) (void)tn_ctl_write_body(c, x, &w);
+            if (tn_ctl_open(c, x, kind, &w) && c->line.rq.stream != 0)
+                (void)tn_ctl_write_body(c, x, &w);
         }
         len = tn_wr_len(&w);
         if (len == 0) return;
-        c->out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, len);
-        c->out_at  = 0;
+        c->line.out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, len);
+        c->line.out_at  = 0;
     }
 }
 
@@ -15715,7 +17893,7 @@ static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
     c->over_tls = t.tls;
     tn_text_copy(c->text, sizeof c->text, t.path, t.path_len);
     c->aux_sent        = false;
-    c->aux_deadline_ms = x->rim->now_ms + TN_CTL_AUX_MS;
+    c->aux_deadline_ms = tn_ctl_in(x, TN_CTL_AUX_MS);
 }
 
 /* The aux link is open: the request; whatever the answer is, it is not read. */
@@ -15724,7 +17902,7 @@ static void tn_ctl_send_aux(tn_ctl *c, tn_ctl_world *x)
     uint8_t    text[TN_CTL_TEXT_MAX + TN_CTL_HOST_MAX + 64];
     tn_h1_host host;
     tn_wr      w;
-    tn_ctl_h1_host(c, c->over_tls, &host);
+    tn_ctl_h1_host(c, &host);
     tn_wr_over(&w, text, sizeof text);
     if (tn_h1_build_bare(&w, "HEAD", &host, c->text) && tn_wr_ok(&w))
         (void)tn_link_write(x->links, c->aux, text, tn_wr_len(&w));
@@ -15740,14 +17918,14 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
     tn_wr              w;
 
     if (tn_ctl_ping_is_c2n(p) || (tn_ctl_ping_is_head(p) && p->noise)) {
-        if (c->out_at < c->out_len || c->rq.stream != 0) return false;
+        if (c->line.out_at < c->line.out_len || c->line.rq.stream != 0) return false;
         tn_wr_over(&w, c->out + 3, sizeof c->out - 19);
-        if (!p->whole || tn_ctl_path(x, TN_CTL_ASK_ANSWER)[0] != '/') return true;
+        if (tn_ctl_path(x, TN_CTL_ASK_ANSWER)[0] != '/') return true;
         if (!tn_ctl_open(c, x, TN_CTL_ASK_ANSWER, &w)) return false;
-        while (c->rq.stream != 0 && tn_ctl_write_body(c, x, &w)) {}
-        c->out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, tn_wr_len(&w));
-        c->out_at  = 0;
-        tn_ctl_drop(c, c->rq.stream);       /* no window for a short answer: let it go */
+        while (c->line.rq.stream != 0 && tn_ctl_write_body(c, x, &w)) {}
+        c->line.out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, tn_wr_len(&w));
+        c->line.out_at  = 0;
+        tn_ctl_drop(c, c->line.rq.stream);       /* no window for a short answer: let it go */
     } else if (tn_ctl_ping_is_head(p)) {
         if (c->aux != 0) return false;      /* one visit at a time */
         tn_ctl_begin_aux(c, x);
@@ -15827,25 +18005,23 @@ static void tn_ctl_link_news(tn_ctl *c, tn_ctl_world *x, const tn_link_news *n)
         if ((n->bits & (TN_LINK_GONE | TN_LINK_READABLE)) != 0) tn_ctl_end_aux(c, x);
         return;
     }
-    if (n->link != c->link || c->link == 0) return;
+    if (n->link != c->line.link || c->line.link == 0) return;
     if ((n->bits & TN_LINK_OPENED) != 0) {
         if (c->state == TN_CTL_KEY) tn_ctl_ask_key(c, x);
         else if (c->state == TN_CTL_DIAL) tn_ctl_ask_upgrade(c, x);
     }
-    if ((n->bits & TN_LINK_GONE) == 0 || c->link != n->link) return;
+    if ((n->bits & TN_LINK_GONE) == 0 || c->line.link != n->link) return;
     if (c->state == TN_CTL_KEY) tn_ctl_read_key(c, x);          /* its last words count */
     if (c->state == TN_CTL_UPGRADE) tn_ctl_read_upgrade(c, x);
-    if (c->link != n->link) return;
-    if ((c->state == TN_CTL_DIAL || c->state == TN_CTL_UPGRADE) && !c->over_tls)
-        c->plain_failed = true;
-    if (c->state == TN_CTL_UPGRADE && c->proven && n->why != TAILNET_ERR_TLS) {
+    if (c->line.link != n->link) return;
+    if (c->state == TN_CTL_UPGRADE && c->line.proven && n->why != TAILNET_ERR_TLS) {
         tn_ctl_upgrade_failed(c, x, TAILNET_ERR_FORGED, 0);   /* it cannot read what we sent:
                                                                * another key, or too old    */
-    } else if (n->why == TAILNET_ERR_TLS) {
-        tn_ctl_fail(c, x, TAILNET_ERR_TLS, "tls", n->detail);
     } else {
-        tn_ctl_fail(c, x, n->why == TAILNET_OK ? TAILNET_ERR_NETWORK : n->why,
-                    c->state == TN_CTL_KEY ? "key" : "link", n->detail);
+        tailnet_result why = n->why == TAILNET_OK ? TAILNET_ERR_NETWORK : n->why;
+        tn_ctl_fail(c, x, why == TAILNET_ERR_TLS  ? TN_CTL_WHAT(TLS, why) :
+                          c->state == TN_CTL_KEY ? TN_CTL_WHAT(KEY, why)
+                                                 : TN_CTL_WHAT(LINK, why), n->detail);
     }
 }
 
@@ -15855,17 +18031,17 @@ static void tn_ctl_late(tn_ctl *c, tn_ctl_world *x)
     uint64_t now = x->rim->now_ms;
     if (now >= c->aux_deadline_ms) tn_ctl_end_aux(c, x);
     if (now >= c->ping_deadline_ms) {
-        if (c->pinged) {
-            tn_ctl_fail(c, x, TAILNET_ERR_TIMEOUT, "control", 0);
+        if (c->line.pinged) {
+            tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_TIMEOUT), 0);
         } else {
             tn_h2_ping(&c->u.h2);
-            c->pinged           = true;
-            c->ping_deadline_ms = now + TN_CTL_PONG_MS;
+            c->line.pinged           = true;
+            c->ping_deadline_ms = tn_ctl_in(x, TN_CTL_PONG_MS);
         }
     }
     if (now >= c->lite_deadline_ms) {
         tn_ctl_asked *q = tn_ctl_asking(c, TN_CTL_ASK_LITE);
-        if (q != NULL) tn_ctl_fail(c, x, TAILNET_ERR_TIMEOUT, "control", 0);
+        if (q != NULL) tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_TIMEOUT), 0);
         c->lite_dirty       = true;
         c->lite_deadline_ms = TN_NEVER;
     }
@@ -15874,13 +18050,15 @@ static void tn_ctl_late(tn_ctl *c, tn_ctl_world *x)
         if (c->up || c->want_logout) tn_ctl_begin(c, x);
         else                         tn_ctl_enter(c, TN_CTL_IDLE, TN_NEVER);
     } else if (c->state != TN_CTL_IDLE) {
-        if ((c->state == TN_CTL_DIAL || c->state == TN_CTL_UPGRADE) && !c->over_tls)
-            c->plain_failed = true;
-        tn_ctl_fail(c, x, TAILNET_ERR_TIMEOUT, c->state == TN_CTL_KEY ? "key" : "control", 0);
+        tn_ctl_fail(c, x, c->state == TN_CTL_KEY ? TN_CTL_WHAT(KEY, TAILNET_ERR_TIMEOUT)
+                                               : TN_CTL_WHAT(CONTROL, TAILNET_ERR_TIMEOUT), 0);
     }
 }
 
-static bool tn_ctl_is_noise(const tn_ctl *c) { return c->link != 0 && c->nz.state == TN_NZ_OPEN; }
+static bool tn_ctl_is_noise(const tn_ctl *c)
+{
+    return c->line.link != 0 && c->nz.state == TN_NZ_OPEN;
+}
 
 /* Does one bounded piece of work. QUIET: nothing to do until news or the
  * deadline. MORE: call again, in this poll or the next. CHANGE: fetch the
@@ -15890,15 +18068,15 @@ static tn_ctl_turn tn_ctl_step(tn_ctl *c, tn_ctl_world *x)
     tn_ctl_turn turn = TN_CTL_QUIET;
 
     tn_ctl_late(c, x);
-    if (c->link != 0) (void)tn_ctl_push(c, x);
-    if (c->state == TN_CTL_KEY && c->link != 0) tn_ctl_read_key(c, x);
-    if (c->state == TN_CTL_UPGRADE && c->link != 0) tn_ctl_read_upgrade(c, x);
-    if (tn_ctl_is_noise(c) && !c->ping_waits) turn = tn_ctl_read(c, x);
+    if (c->line.link != 0) (void)tn_ctl_push(c, x);
+    if (c->state == TN_CTL_KEY && c->line.link != 0) tn_ctl_read_key(c, x);
+    if (c->state == TN_CTL_UPGRADE && c->line.link != 0) tn_ctl_read_upgrade(c, x);
+    if (tn_ctl_is_noise(c) && !c->line.ping_waits) turn = tn_ctl_read(c, x);
     if (turn == TN_CTL_PING) {
-        c->ping_waits = true;
+        c->line.ping_waits = true;
         turn          = TN_CTL_MORE;
     }
-    if (c->ping_waits && tn_ctl_is_noise(c)) c->ping_waits = !tn_ctl_answer_ping(c, x);
+    if (c->line.ping_waits && tn_ctl_is_noise(c)) c->line.ping_waits = !tn_ctl_answer_ping(c, x);
     if (tn_ctl_is_noise(c)) tn_ctl_write(c, x);
     return turn;
 }
@@ -15934,7 +18112,7 @@ static void tn_ctl_silence(tn_ctl *c, tn_ctl_world *x)
 {
     if (c->state == TN_CTL_IDLE || c->refused) return;
     if (c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_ERR_NETWORK);
-    c->deadline_ms = x->rim->now_ms + TN_CTL_SLOW_MS;
+    c->deadline_ms = tn_ctl_in(x, TN_CTL_SLOW_MS);
 }
 
 /* The server should hear of us again: preferences changed. A request that is
@@ -15942,13 +18120,13 @@ static void tn_ctl_silence(tn_ctl *c, tn_ctl_world *x)
 static void tn_ctl_touch(tn_ctl *c)
 {
     c->lite_dirty = true;
-    tn_ctl_drop(c, c->rq.stream);
+    tn_ctl_drop(c, c->line.rq.stream);
 }
 
 /* Could the map be read once more now, but for the spacing? */
 static bool tn_ctl_may_reread(const tn_ctl *c)
 {
-    return c->state == TN_CTL_RUN && !c->want_reread && c->next_stream == 0;
+    return c->state == TN_CTL_RUN && !c->want_reread && c->line.next_stream == 0;
 }
 
 /* The map should be read once more, for peers that had no room. Not more often
@@ -15989,12 +18167,17 @@ enum {
     TN_NODE_AGENDA      = 4,
     TN_NODE_AGENDA_DISCO = 2,               /* of these, at most for disco        */
     TN_NODE_STEPS       = 48,               /* of control in one poll             */
-    TN_NODE_DISCO_KEYS  = 3,
+    TN_NODE_DISCO_KEYS  = 2,                /* of peers without a session         */
+    TN_NODE_CALL_MOST   = 224,              /* bytes of our longest disco message */
     TN_NODE_ANSWERS     = 10,               /* to one peer in a second            */
     TN_NODE_HELD_MS     = 90000             /* a packet waits for its peer        */
 };
 #define TN_NODE_NO_SLOT 0xffffu
+#define TN_NODE_PLACES (TN_ON_HOST ? TAILNET_MAX_CANDIDATES : 0)
 #define TN_NODE_PING_MS 5000ul
+#define TN_NODE_GRACE_MS 250u               /* for a direct answer behind one by relay */
+#define TN_NODE_BEGUN_MS 15000u             /* a handshake may take so long       */
+#define TN_NODE_ACTIVE_MS 45000ul           /* sessionActiveTimeout of magicsock  */
 #define TN_NODE_CLOCK_MS 60000ul            /* without a clock: look again         */
 /* 2023-01-10: an earlier time is a clock that was never set (ipnlocal/expiry.go). */
 #define TN_NODE_SANE_UNIX_MS UINT64_C(1673373066000)
@@ -16007,15 +18190,24 @@ typedef struct tn_origin {
     tailnet_addr addr;
 } tn_origin;
 
-/* A live WireGuard exchange with one peer. */
+/* The key shared with a peer's disco key; computing one is public-key work. */
+typedef struct tn_disco_key {
+    uint8_t  shared[32];
+    uint16_t peer;                          /* index in the map                   */
+    bool     known;
+} tn_disco_key;
+
+/* A live WireGuard exchange with one peer, and the way to it. */
 typedef struct tn_session {
     tn_wg        wg;
+    tn_path      path;
     uint64_t     used_ms;                   /* 0: the slot is free                */
+    uint32_t     answer_s;
+    uint32_t     relay_ms;                  /* of the last ping by relay, 0: none */
     uint16_t     peer;                      /* index in the map                   */
     uint8_t      answers;                   /* of ours in answer_s, to its doings */
-    uint32_t     answer_s;
-    uint32_t     latency_ms;                /* of the last ping, 0: not measured  */
-    tailnet_addr endpoint;                  /* authenticated; family 0: by relay  */
+    bool         call_due;                  /* a call-me-maybe waits for endpoints */
+    tn_disco_key disco;
 } tn_session;
 
 /* A packet that waits for a handshake, or for its peer to be found. */
@@ -16033,12 +18225,6 @@ typedef struct tn_agenda {
     uint8_t   msg[TN_WG_INITIATION_LEN];
 } tn_agenda;
 
-/* A shared disco key; computing one is public-key work. */
-typedef struct tn_disco_key {
-    uint8_t peer[32], shared[32];
-    bool    known;
-} tn_disco_key;
-
 typedef struct tn_node_relay {
     tailnet_link link;
     uint8_t      check[8];                  /* of the region as it was dialled    */
@@ -16052,12 +18238,17 @@ typedef struct tn_piece {
     uint16_t session;
 } tn_piece;
 
+/* A ping under way, and the answer to the last one. */
 typedef struct tn_node_ping {
-    tailnet_pong pong;
+    tailnet_pong pong;                      /* the last; result AGAIN: none yet   */
+    tailnet_addr ip;
     uint64_t     sent_ms, until_ms;         /* until 0: none under way            */
-    uint8_t      tx[12];
+    uint32_t     took_ms;                   /* of an answer, 0: none yet          */
     uint16_t     peer;
-    bool         asked, answered, has;   /* has: an answer to show */
+    uint8_t      kind;
+    bool         asked, direct;             /* direct: the answer came by UDP     */
+    uint8_t      tx[12];
+    tailnet_addr endpoint;
 } tn_node_ping;
 
 /* Small and much used first: short offsets make short code. */
@@ -16068,6 +18259,7 @@ struct tailnet_node {
     bool            key_lent;               /* auth_key is of tailnet_login       */
     bool            relay_again;            /* connect anew once all links are down */
     bool            worked;                 /* this poll had its public-key work  */
+    uint8_t         lacks;                  /* a family without an address, 0: none */
     uint8_t         disco_turn;             /* round robin over disco keys        */
     uint8_t         agenda_turn;            /* and over the agenda                */
     bool            own_turn;               /* our handshakes before those that came */
@@ -16078,7 +18270,7 @@ struct tailnet_node {
     tn_session     *sessions;
     tn_node_relay  *relays;
     tn_staged      *staged;
-    uint8_t        *staged_bytes, *map_memory;
+    uint8_t        *staged_bytes, *map_memory, *net_memory;
     uint8_t        *scratch;                /* one packet with room around it     */
     uint8_t        *streams;                /* tls_by_caller: in and out of each relay */
     uint64_t       *seen;                   /* per peer: its greatest stamp       */
@@ -16091,6 +18283,19 @@ struct tailnet_node {
     tailnet_stats   stats;
     tn_links        links;
     tn_relay        relay;
+    tn_net          net;
+#if TAILNET_PORTMAP
+    tn_pmp          pmp;
+    bool            portmap_on;
+    tailnet_addr    gateway, beside;        /* beside: our address next to it     */
+#  if TAILNET_UPNP
+    tailnet_link    upnp;                   /* 0: none                            */
+    uint32_t        upnp_sent;
+    char            upnp_host[16];
+    uint8_t         upnp_in[512];
+#  endif
+#endif
+    uint32_t        own_sum;                /* of our addresses                   */
     tailnet_problem problem;
     tn_node_ping    ping;
     tailnet_desc    desc;
@@ -16112,7 +18317,7 @@ struct tailnet_node {
 /* Where each part begins, from the start of the caller's memory. */
 typedef struct tn_node_layout {
     size_t   map, sessions, seen, staged, staged_bytes, relays, relay_links, stores, via;
-    size_t   scratch, slots, engines, check, ranges, flows, engine_in, streams;
+    size_t   scratch, slots, engines, check, ranges, flows, engine_in, streams, regions;
     size_t   used, tls_used;                /* of memory, of tls_memory           */
     uint32_t staged_size;
     unsigned relay_count;
@@ -16149,6 +18354,7 @@ static void tn_node_map_limits(const tailnet_desc *d, tn_map_limits *out)
     out->peers   = d->max_peers;
     out->routes  = d->max_routes;
     out->regions = d->max_regions;
+    out->places  = TN_NODE_PLACES;
 }
 
 /* Computes where everything lies for these limits (defaults applied). */
@@ -16156,10 +18362,12 @@ static void tn_node_lay_out(const tailnet_desc *d, tn_node_layout *l)
 {
     tn_map_limits lim;
     size_t       *used = &l->used, *tls = d->tls_memory_size != 0 ? &l->tls_used : &l->used;
+    size_t        stores;
 
     memset(l, 0, sizeof *l);
     tn_node_map_limits(d, &lim);
     l->relay_count  = d->max_links - 1u;
+    stores          = l->relay_count * sizeof(tn_relay_store);
     l->staged_size  = (uint32_t)(d->mtu + TAILNET_HEADROOM + TAILNET_TAILROOM + 7u) & ~7u;
     (void)tn_node_layout_take(used, sizeof(tailnet_node));
     l->map          = tn_node_layout_take(used, tn_map_memory(&lim));
@@ -16171,12 +18379,18 @@ static void tn_node_lay_out(const tailnet_desc *d, tn_node_layout *l)
     l->scratch      = tn_node_layout_take(used, l->staged_size);
     l->relays       = tn_node_layout_take(used, l->relay_count * sizeof(tn_node_relay));
     l->relay_links  = tn_node_layout_take(used, l->relay_count * sizeof(tn_relay_link));
-    l->stores       = tn_node_layout_take(used, l->relay_count * sizeof(tn_relay_store));
+    l->regions      = tn_node_layout_take(used, tn_net_memory(d->max_regions));
     l->slots        = tn_node_layout_take(used, d->max_links * sizeof(tn_link));
     l->ranges       = tn_node_layout_take(used, (size_t)2 * d->max_ranges * sizeof(tn_flt_range));
     l->flows        = tn_node_layout_take(used, d->max_flows * sizeof(tn_flt_flow));
     l->engines      = tn_node_layout_take(used, d->max_tls * sizeof(tn_tls));
-    l->check        = tn_node_layout_take(used, d->max_tls != 0 ? sizeof(tn_tls_check) : 0);
+    l->stores       = tn_node_layout_take(used, d->max_tls == 1 && stores < sizeof(tn_tls_check)
+                                                    ? sizeof(tn_tls_check)
+                                                    : stores);
+    l->check        = d->max_tls == 1 ? l->stores   /* one engine: never both at a time */
+                                      : tn_node_layout_take(used, d->max_tls != 0
+                                                                      ? sizeof(tn_tls_check)
+                                                                      : 0);
     l->engine_in    = tn_node_layout_take(tls, (size_t)d->max_tls * TN_TLS_IN_LEN);
     l->streams      = tn_node_layout_take(
         tls, d->tls_by_caller ? (size_t)l->relay_count * 2u * TAILNET_TLS_OUT : 0);
@@ -16198,6 +18412,7 @@ static void tn_node_place(tailnet_node *n, const tn_node_layout *l, uint8_t *bas
     tn_relay_init(&n->relay, (tn_relay_link *)(void *)(base + l->relay_links),
                   (tn_relay_store *)(void *)(base + l->stores), l->relay_count, base + l->via,
                   d->max_sessions);
+    n->net_memory       = base + l->regions;
     n->sessions         = (tn_session *)(void *)(base + l->sessions);
     n->seen             = (uint64_t *)(void *)(base + l->seen);
     n->staged           = (tn_staged *)(void *)(base + l->staged);
@@ -16270,23 +18485,58 @@ static void tn_node_end_sessions(tailnet_node *n)
     for (i = 0; i < n->desc.max_sessions; i++) tn_node_end_session(n, &n->sessions[i]);
 }
 
-/* The session of a peer, a new one if need be: in a free slot, or in place of
- * the one that was quiet longest. */
+/* May datagrams leave by UDP at all? */
+static bool tn_node_udp(const tailnet_node *n)
+{
+    return n->state == TAILNET_STATE_RUNNING && !n->network_down && !n->desc.prefs.relay_only &&
+           !n->map.self.only_tcp_443 && tn_rim_has_udp(&n->rim);
+}
+
+/* What the path of a session has to know besides its peer's doings. */
+static void tn_node_path_flags(const tailnet_node *n, tn_session *s)
+{
+    s->path.metered = n->desc.prefs.metered;
+    s->path.silent  = n->map.self.silent_disco;
+    s->path.plain   = (n->map.peers[s->peer].flags & TN_MAP_DISCO_KEY) == 0;
+    s->path.lacks   = n->lacks;
+}
+
+/* Where the map says the peer of a session may be found. */
+static void tn_node_path_places(tailnet_node *n, tn_session *s)
+{
+    tailnet_addr at[TAILNET_MAX_CANDIDATES];
+    size_t       count = tn_map_places(&n->map, s->peer, at, TAILNET_MAX_CANDIDATES);
+    tn_path_listed(&s->path, at, count, n->rim.now_ms);
+}
+
+/* The slot for a new session: a free one, or that of the one quiet longest. */
+static tn_session *tn_node_oldest(tailnet_node *n)
+{
+    tn_session *oldest = n->sessions;
+    unsigned    i;
+    for (i = 1; i < n->desc.max_sessions; i++)
+        if (n->sessions[i].used_ms < oldest->used_ms) oldest = &n->sessions[i];
+    return oldest;
+}
+
+/* The session of a peer, a new one if need be, in the slot of another if need be. */
 static tn_session *tn_node_open_session(tailnet_node *n, uint16_t peer)
 {
-    tn_session *s = tn_node_session(n, peer), *oldest = NULL;
+    tn_session *s = tn_node_session(n, peer);
+    uint8_t     seed[16];
     unsigned    i;
     if (s != NULL) return s;
-    for (i = 0; i < n->desc.max_sessions; i++) {
-        s = &n->sessions[i];
-        if (oldest == NULL || s->used_ms < oldest->used_ms) oldest = s;
-    }
-    s = oldest;
+    s = tn_node_oldest(n);
     tn_node_end_session(n, s);
-    memset(s, 0, sizeof *s);
     s->peer    = peer;
     s->used_ms = n->rim.now_ms + 1;         /* never 0 */
     tn_wg_init(&s->wg, n->rim.now_ms);
+    (void)tn_rim_random(&n->rim, seed, sizeof seed);
+    tn_path_init(&s->path, seed, n->rim.now_ms);
+    tn_node_path_flags(n, s);
+    tn_node_path_places(n, s);
+    for (i = 0; i < TN_NODE_DISCO_KEYS; i++)
+        if (n->disco[i].known && n->disco[i].peer == peer) s->disco = n->disco[i];
     n->map.peers[peer].session = tn_node_slot(n, s);
     tn_map_busy(&n->map, peer, true);
     n->events |= TAILNET_EVENT_PATHS;
@@ -16382,31 +18632,48 @@ static int tn_node_relay_of(tailnet_node *n, const tn_session *s)
                                            n->rim.now_ms);
 }
 
-/* A run of whole datagrams to the peer of a session, the way it goes now. */
-static tailnet_result tn_node_send(tailnet_node *n, tn_session *s, tailnet_buf *pkts, size_t count,
-                                   bool urgent)
+/* A run of whole datagrams to the peer of a session by relay. */
+static tailnet_result tn_node_send_relay(tailnet_node *n, const tn_session *s,
+                                         const tailnet_buf *pkts, size_t count, bool urgent)
 {
-    const tn_map_peer *p      = tn_map_peer_at(&n->map, s->peer);
+    const tn_map_peer *p      = &n->map.peers[s->peer];
+    int                slot   = tn_node_relay_of(n, s);
     tailnet_result     result = TAILNET_OK;
     size_t             i;
-    int                slot;
-
-    if (p == NULL || n->network_down) return TAILNET_ERR_NO_ROUTE;
-    if (s->endpoint.family != 0) {
-        n->stats.udp_out += count;
-        return tn_rim_udp_output(&n->rim, &s->endpoint, pkts, count) ? TAILNET_OK
-                                                                     : TAILNET_ERR_NO_ROUTE;
-    }
-    slot = tn_node_relay_of(n, s);
-    if (slot < 0) {
-        n->stats.dropped_no_route += count;
-        return TAILNET_ERR_NO_ROUTE;
-    }
+    if (slot < 0) return TAILNET_ERR_NO_ROUTE;
     for (i = 0; i < count; i++) {
         tailnet_result r = tn_node_post_relay(n, (unsigned)slot, p->key, pkts[i].base + pkts[i].off,
                                               pkts[i].len, urgent);
         if (r != TAILNET_OK && result == TAILNET_OK) result = r;
     }
+    return result;
+}
+
+/* The same the way it goes now: straight, by relay, or both while the straight way
+ * is not proved. By relay first: udp_output may keep the packets. */
+static tailnet_result tn_node_send(tailnet_node *n, tn_session *s, tailnet_buf *pkts, size_t count,
+                                   bool urgent)
+{
+    tailnet_result result = TAILNET_ERR_NO_ROUTE;
+    unsigned       ways   = 0;
+    uint8_t        was    = (uint8_t)s->path.state;
+    tailnet_addr   to;
+
+    if (n->network_down) return TAILNET_ERR_NO_ROUTE;
+    if (tn_node_udp(n)) ways = tn_path_use(&s->path, n->rim.now_ms, &to);
+    if (ways == 0 || (ways & TN_PATH_RELAY) != 0)
+        result = tn_node_send_relay(n, s, pkts, count, urgent);
+    if ((ways & TN_PATH_UDP) != 0) {
+        n->stats.udp_out += count;
+        if (tn_rim_udp_output(&n->rim, &to, pkts, count)) {
+            result = TAILNET_OK;
+        } else {
+            (void)tn_path_unreachable(&s->path, &to, n->rim.now_ms);
+            if (ways == TN_PATH_UDP) result = tn_node_send_relay(n, s, pkts, count, urgent);
+        }
+    }
+    if (was != (uint8_t)s->path.state) n->events |= TAILNET_EVENT_PATHS;
+    if (result == TAILNET_ERR_NO_ROUTE) n->stats.dropped_no_route += count;
     return result;
 }
 
@@ -16564,7 +18831,7 @@ static void tn_node_session_news(tailnet_node *n, tn_session *s, unsigned news)
 
 /* ---- names ---- */
 
-#ifndef TAILNET_NO_DNS
+#if TAILNET_DNS
 
 /* Where the resolver is asked, and its name (net/tsaddr, net/dns/resolver). */
 #define TN_NODE_DNS_IP4  "100.100.100.100"
@@ -16835,7 +19102,7 @@ static tailnet_result tn_node_serve_dns(tailnet_node *n, const tn_ip_packet *p)
     return TAILNET_OK;
 }
 
-#endif /* TAILNET_NO_DNS */
+#endif /* TAILNET_DNS */
 
 /* ---- packets of the application ---- */
 
@@ -16897,7 +19164,7 @@ static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, uint1
     *to_peer = TN_MAP_NONE;
     if (!tn_ip_read(&p, data, pkt->len)) return TAILNET_ERR_MALFORMED;
     if (p.len > n->desc.mtu) return TAILNET_ERR_TOO_BIG;
-#ifndef TAILNET_NO_DNS
+#if TAILNET_DNS
     if (n->desc.prefs.answer_dns && tn_node_is_resolver(&p.flow.dst))
         return tn_node_serve_dns(n, &p);
 #endif
@@ -17002,6 +19269,18 @@ static void tn_node_flt_peer(const tailnet_node *n, uint16_t index, const tailne
     if (!tn_ip_same(&own, src)) out->caps = 0;
 }
 
+/* Is that ping under way? */
+static bool tn_node_pinged(const tailnet_node *n, uint16_t peer, tailnet_ping_kind kind)
+{
+    return n->ping.until_ms != 0 && n->ping.asked && n->ping.peer == peer && n->ping.kind == kind;
+}
+
+static void tn_node_ping_took(tailnet_node *n, uint64_t ms)
+{
+    n->ping.took_ms = ms == 0 ? 1 : (uint32_t)ms;
+    n->more         = true;
+}
+
 /* TSMP never reaches the application. */
 static void tn_node_tsmp(tailnet_node *n, tn_session *s, const tn_ip_packet *p)
 {
@@ -17009,11 +19288,11 @@ static void tn_node_tsmp(tailnet_node *n, tn_session *s, const tn_ip_packet *p)
     if (!tn_ip_tsmp_parse(&t, p)) return;
     if (t.kind == TN_IP_TSMP_PING && tn_flt_is_local(&n->flt, &p->flow.dst)) {
         tn_node_pong_inside(n, s, p, &t);
-    } else if (t.kind == TN_IP_TSMP_PONG && n->ping.until_ms != 0 && n->ping.asked &&
-               n->ping.peer == s->peer && n->ping.pong.kind == TAILNET_PING_TUNNEL &&
-               tn_equal(t.data, n->ping.tx, 8)) {
-        n->ping.answered = true;
-        n->more          = true;
+    } else if (t.kind == TN_IP_TSMP_PONG && tn_equal(t.data, n->ping.tx, 8) &&
+               tn_node_pinged(n, s->peer, TAILNET_PING_TUNNEL)) {
+        tn_node_ping_took(n, n->rim.now_ms - n->ping.sent_ms);
+        n->ping.direct = tn_path_best(&s->path, &n->ping.endpoint) &&
+                         s->path.state == TN_PATH_TRUSTED;
     }
 }
 
@@ -17060,16 +19339,6 @@ static bool tn_node_judge(tailnet_node *n, tn_session *s, tailnet_buf *pkt)
     return false;
 }
 
-/* A peer that speaks no disco is where its last authentic packet came from. For
- * the others disco says so. */
-static void tn_node_roam(tailnet_node *n, tn_session *s, const tailnet_addr *from)
-{
-    const tn_map_peer *p = tn_map_peer_at(&n->map, s->peer);
-    if (p == NULL || (p->flags & TN_MAP_DISCO_KEY) != 0 || tn_addr_same(&s->endpoint, from)) return;
-    s->endpoint = *from;
-    n->events |= TAILNET_EVENT_PATHS;
-}
-
 /* After the crypt: counts one piece as received. True: pkt holds plaintext. */
 static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
                            const tailnet_crypt *work, const tn_origin *from)
@@ -17081,10 +19350,11 @@ static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
         n->stats.dropped_forged++;
         return false;
     }
-    s->used_ms = n->rim.now_ms + 1;
+    if (work->len != 0) s->used_ms = n->rim.now_ms + 1;     /* keepalives are no use */
     tn_map_used(&n->map, s->peer, n->rim.now_ms);
     if (from->relay) tn_relay_learn(&n->relay, tn_node_slot(n, s), from->slot);
-    else             tn_node_roam(n, s, &from->addr);
+    else if (tn_path_heard(&s->path, &from->addr, n->rim.now_ms))
+        n->events |= TAILNET_EVENT_PATHS;
     pkt->off += TN_WG_HEAD_LEN;
     pkt->len = work->len;
     if (news != 0) tn_node_session_news(n, s, news);
@@ -17200,47 +19470,140 @@ static tailnet_result tn_node_keep_handshake(tailnet_node *n, const uint8_t *msg
     return a == TN_WG_ADMIT ? tn_node_remember(n, msg, len, from) : TAILNET_ERR_AGAIN;
 }
 
-/* ---- disco, as far as the relay carries it ---- */
+/* ---- disco ---- */
 
-/* The remembered shared key of a peer's disco key, or NULL. */
-static tn_disco_key *tn_node_disco_key(tailnet_node *n, const uint8_t peer[32])
+/* The shared key of a peer if it is at hand, or NULL. */
+static tn_disco_key *tn_node_disco_key(tailnet_node *n, uint16_t peer)
 {
-    unsigned i;
+    tn_session *s = tn_node_session(n, peer);
+    unsigned    i;
+    if (s != NULL && s->disco.known) return &s->disco;
     for (i = 0; i < TN_NODE_DISCO_KEYS; i++)
-        if (n->disco[i].known && memcmp(n->disco[i].peer, peer, 32) == 0) return &n->disco[i];
+        if (n->disco[i].known && n->disco[i].peer == peer) return &n->disco[i];
     return NULL;
 }
 
 /* The same, computed if need be: one X25519, only in poll. */
-static tn_disco_key *tn_node_disco_make(tailnet_node *n, const uint8_t peer[32])
+static tn_disco_key *tn_node_disco_make(tailnet_node *n, uint16_t peer)
 {
     tn_disco_key *k = tn_node_disco_key(n, peer);
+    tn_session   *s = tn_node_session(n, peer);
     if (k != NULL) return k;
-    k = &n->disco[n->disco_turn++ % TN_NODE_DISCO_KEYS];
-    tn_copy_key(k->peer, peer);
-    k->known = tn_cr_box_key(k->shared, n->disco_private, peer);
+    k        = s != NULL ? &s->disco : &n->disco[n->disco_turn++ % TN_NODE_DISCO_KEYS];
+    k->peer  = peer;
+    k->known = tn_cr_box_key(k->shared, n->disco_private, n->map.peers[peer].disco);
     return k->known ? k : NULL;
 }
 
-static void tn_node_pong(tailnet_node *n, const tn_disco_key *k, const tn_disco_msg *ping,
-                         const tn_origin *from)
+static void tn_node_disco_forget(tailnet_node *n, uint16_t peer)
 {
-    uint8_t      text[128], nonce[24];
-    tn_wr        w;
-    tailnet_addr src = from->addr;
-    size_t       len;
+    unsigned i;
+    for (i = 0; i < TN_NODE_DISCO_KEYS; i++)
+        if (n->disco[i].peer == peer) memset(&n->disco[i], 0, sizeof n->disco[i]);
+}
 
-    if (!tn_rim_random(&n->rim, nonce, sizeof nonce)) return;
+/* A message under way, of ours: begin, one tn_disco_wr_, end. */
+typedef struct tn_node_disco_out {
+    tn_wr   w;
+    uint8_t text[TN_NODE_CALL_MOST];
+} tn_node_disco_out;
+
+static bool tn_node_disco_begin(tailnet_node *n, tn_node_disco_out *o)
+{
+    uint8_t nonce[24];
+    if (!tn_rim_random(&n->rim, nonce, sizeof nonce)) return false;
+    tn_disco_begin(&o->w, o->text, sizeof o->text, n->disco_public, nonce);
+    return true;
+}
+
+static void tn_node_disco_end(tailnet_node *n, tn_node_disco_out *o, const tn_disco_key *k,
+                              const tn_origin *to)
+{
+    size_t len = tn_disco_finish(&o->w, k->shared);
+    if (len != 0) tn_node_answer(n, to, o->text, len);
+}
+
+static void tn_node_disco_ping(tailnet_node *n, const tn_disco_key *k, const uint8_t tx[12],
+                               const tn_origin *to)
+{
+    tn_node_disco_out o;
+    if (!tn_node_disco_begin(n, &o)) return;
+    tn_disco_wr_ping(&o.w, tx, n->node_public, 0);
+    tn_node_disco_end(n, &o, k, to);
+}
+
+static void tn_node_disco_pong(tailnet_node *n, const tn_disco_key *k, const uint8_t tx[12],
+                               const tn_origin *from)
+{
+    tn_node_disco_out o;
+    tailnet_addr      src = from->addr;
+    if (!tn_node_disco_begin(n, &o)) return;
     if (from->relay) tn_disco_relay_addr(&src, tn_relay_region_of(&n->relay, from->slot));
-    tn_disco_begin(&w, text, sizeof text, n->disco_public, nonce);
-    tn_disco_wr_pong(&w, ping->tx, &src);
-    len = tn_disco_finish(&w, k->shared);
-    if (len != 0) tn_node_answer(n, from, text, len);
+    tn_disco_wr_pong(&o.w, tx, &src);
+    tn_node_disco_end(n, &o, k, from);
+}
+
+/* Peers that share a disco key: a ping by UDP says whose it is. */
+static uint16_t tn_node_disco_whose(const tailnet_node *n, uint16_t peer, const tn_disco_msg *ping)
+{
+    uint16_t by_key = 0;
+    if (ping->node_key != NULL && tn_map_by_key(&n->map, ping->node_key, &by_key) &&
+        memcmp(n->map.peers[by_key].disco, n->map.peers[peer].disco, 32) == 0)
+        return by_key;
+    return peer;
+}
+
+static void tn_node_ping_in(tailnet_node *n, uint16_t peer, const tn_disco_key *k,
+                            const tn_disco_msg *m, const tn_origin *from)
+{
+    tn_session *s;
+    if (!from->relay) {
+        s = tn_node_session(n, tn_node_disco_whose(n, peer, m));
+        if (s != NULL && (!tn_path_ping_in(&s->path, &from->addr, m->tx, n->rim.now_ms) ||
+                          !tn_node_may_answer(n, s))) return;
+    }
+    tn_node_disco_pong(n, k, m->tx, from);
+}
+
+/* Whose ping it answers is in its id. */
+static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *m,
+                            const tn_origin *from)
+{
+    unsigned i, bits = 0;
+    for (i = 0; i < n->desc.max_sessions && bits == 0; i++) {
+        tn_session  *s = &n->sessions[i];
+        tn_path_pong got;
+        if (s->used_ms == 0 ||
+            memcmp(n->map.peers[s->peer].disco, n->map.peers[peer].disco, 32) != 0) continue;
+        bits = tn_path_pong_in(&s->path, m->tx, from->relay, n->rim.now_ms, &got);
+        if ((bits & TN_PATH_CHANGED) != 0) n->events |= TAILNET_EVENT_PATHS;
+        if ((bits & TN_PATH_MINE) == 0 || from->relay ||
+            !tn_node_pinged(n, s->peer, TAILNET_PING_PATH)) continue;
+        n->ping.direct   = true;
+        n->ping.endpoint = got.to;
+        tn_node_ping_took(n, got.latency_ms);
+    }
+    if (bits == 0 && from->relay && tn_node_pinged(n, peer, TAILNET_PING_PATH) &&
+        n->ping.took_ms == 0 && tn_equal(m->tx, n->ping.tx, 12))
+        tn_node_ping_took(n, n->rim.now_ms - n->ping.sent_ms);
+}
+
+/* A call-me-maybe. Without a session its addresses wait in a new one for the
+ * handshake that is on its way, if that takes the place of none in use. */
+static void tn_node_call_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *m)
+{
+    tn_session *s = tn_node_session(n, peer), *oldest = tn_node_oldest(n);
+    if (s == NULL && tn_map_usable(&n->map, &n->map.peers[peer]) &&
+        (oldest->used_ms == 0 || (!tn_wg_can_send(&oldest->wg, n->rim.now_ms) &&
+                                  oldest->used_ms + TN_NODE_BEGUN_MS < n->rim.now_ms)))
+        s = tn_node_open_session(n, peer);
+    if (s == NULL || !tn_node_udp(n)) return;
+    if (tn_path_call_in(&s->path, m, n->rim.now_ms)) n->events |= TAILNET_EVENT_PATHS;
 }
 
 /* A disco packet from a peer whose key is at hand. */
-static tailnet_result tn_node_disco_open(tailnet_node *n, tn_disco_key *k, uint8_t *data,
-                                         size_t len, const tn_origin *from)
+static tailnet_result tn_node_disco_open(tailnet_node *n, uint16_t peer, const tn_disco_key *k,
+                                         uint8_t *data, size_t len, const tn_origin *from)
 {
     uint8_t       *plain = NULL;
     size_t         plain_len = 0;
@@ -17250,30 +19613,33 @@ static tailnet_result tn_node_disco_open(tailnet_node *n, tn_disco_key *k, uint8
     if (!tn_disco_open(k->shared, data, len, &plain, &plain_len)) return TAILNET_ERR_FORGED;
     r = tn_disco_parse(plain, plain_len, &msg);
     if (r != TAILNET_OK) return r;
-    if (msg.type == TN_DISCO_PING) tn_node_pong(n, k, &msg, from);
-    if (msg.type == TN_DISCO_PONG && n->ping.until_ms != 0 && n->ping.asked &&
-        n->ping.pong.kind == TAILNET_PING_PATH && tn_equal(msg.tx, n->ping.tx, 12)) {
-        n->ping.answered = true;
-        n->more          = true;
-    }
+    if (msg.type == TN_DISCO_PING) tn_node_ping_in(n, peer, k, &msg, from);
+    if (msg.type == TN_DISCO_PONG) tn_node_pong_in(n, peer, &msg, from);
+    if (msg.type == TN_DISCO_CALL && from->relay) tn_node_call_in(n, peer, &msg);
     return TAILNET_OK;
 }
 
-/* A disco packet: only from a key that the map names, and by relay only from
- * the very peer that has it. */
+/* Whose disco packet is it? Only a key that the map names, and by relay only from
+ * the very peer that has it. No cryptography before. */
+static bool tn_node_disco_peer(const tailnet_node *n, const uint8_t *data, size_t len,
+                               const tn_origin *from, uint16_t *peer)
+{
+    const uint8_t *sender = tn_disco_sender(data, len);
+    if (sender == NULL || tn_is_zero(sender, 32)) return false;
+    if (!from->relay) return tn_map_by_disco(&n->map, sender, peer);
+    return tn_map_by_key(&n->map, from->key, peer) &&
+           memcmp(n->map.peers[*peer].disco, sender, 32) == 0;
+}
+
 static tailnet_result tn_node_disco(tailnet_node *n, uint8_t *data, size_t len,
                                     const tn_origin *from)
 {
-    const uint8_t *sender = tn_disco_sender(data, len);
-    tn_disco_key  *k;
-    uint16_t       peer = 0, by_key = 0;
+    tn_disco_key *k;
+    uint16_t      peer = 0;
 
-    if (sender == NULL || !tn_map_by_disco(&n->map, sender, &peer)) return TAILNET_ERR_FORGED;
-    if (from->relay && (!tn_map_by_key(&n->map, from->key, &by_key) ||
-                        memcmp(tn_map_peer_at(&n->map, by_key)->disco, sender, 32) != 0))
-        return TAILNET_ERR_FORGED;
-    k = tn_node_disco_key(n, sender);
-    if (k != NULL) return tn_node_disco_open(n, k, data, len, from);
+    if (!tn_node_disco_peer(n, data, len, from, &peer)) return TAILNET_ERR_FORGED;
+    k = tn_node_disco_key(n, peer);
+    if (k != NULL) return tn_node_disco_open(n, peer, k, data, len, from);
     if (!tn_wg_take(&n->disco_full_ms, n->rim.now_ms, n->wg.spacing_ms, n->wg.burst)) {
         n->stats.dropped_no_room++;
         return TAILNET_ERR_AGAIN;
@@ -17317,6 +19683,52 @@ static tailnet_result tn_node_take_in(tailnet_node *n, tailnet_buf *pkts, size_t
     return TAILNET_ERR_MALFORMED;
 }
 
+/* What the measuring of the network has to know. */
+static void tn_node_net_world(const tailnet_node *n, tn_net_world *x)
+{
+    unsigned i;
+    memset(x, 0, sizeof *x);
+    x->map      = &n->map;
+    x->home     = tn_relay_wanted(&n->relay);
+    x->heard_ms = tn_relay_heard(&n->relay, x->home);
+    x->silent   = !tn_node_udp(n);
+    if (n->desc.prefs.metered) return;
+    for (i = 0; i < n->desc.max_sessions; i++)
+        if (n->sessions[i].used_ms != 0 && n->sessions[i].used_ms + TN_NODE_ACTIVE_MS > x->active_ms)
+            x->active_ms = n->sessions[i].used_ms + TN_NODE_ACTIVE_MS;
+}
+
+/* The reports for our own questions: STUN, and the gateway's answers. */
+static bool tn_node_is_report(tailnet_node *n, const uint8_t *data, size_t len, bool stun,
+                              const tailnet_addr *from)
+{
+    bool ours = false;
+#if TAILNET_PORTMAP
+    ours = tn_pmp_input(&n->pmp, data, len, from, n->rim.now_ms);
+#else
+    (void)from;
+#endif
+    if (stun && !ours) ours = tn_net_input(&n->net, data, len, n->rim.now_ms);
+    if (ours) n->more = true;
+    return ours || stun;
+}
+
+/* One datagram, by what it is (6.4 of the reference's order: magicsock.go). */
+static tailnet_result tn_node_sort(tailnet_node *n, tailnet_buf *pkts, size_t i, size_t *listed,
+                                   const tn_origin *from)
+{
+    uint8_t       *data = pkts[i].base + pkts[i].off;
+    size_t         len  = pkts[i].len;
+    tn_disco_class is   = tn_disco_is(data, len) ? TN_DISCO_IS_DISCO : TN_DISCO_IS_WG;
+
+    if (!from->relay) {
+        is = tn_disco_classify(data, len);
+        if (tn_node_is_report(n, data, len, is == TN_DISCO_IS_STUN, &from->addr)) return TAILNET_OK;
+    }
+    return is == TN_DISCO_IS_DISCO ? tn_node_disco(n, data, len, from)
+                                   : tn_node_take_in(n, pkts, i, listed, from);
+}
+
 /* A run of datagrams from one place. */
 static tailnet_result tn_node_input(tailnet_node *n, tailnet_buf *pkts, size_t count,
                                     const tn_origin *from)
@@ -17325,9 +19737,7 @@ static tailnet_result tn_node_input(tailnet_node *n, tailnet_buf *pkts, size_t c
     size_t         i, listed = 0;
 
     for (i = 0; i < count; i++) {
-        uint8_t *data = pkts[i].base + pkts[i].off;
-        if (tn_disco_is(data, pkts[i].len)) r = tn_node_disco(n, data, pkts[i].len, from);
-        else                                r = tn_node_take_in(n, pkts, i, &listed, from);
+        r = tn_node_sort(n, pkts, i, &listed, from);
         if (first == TAILNET_OK) first = r;
         if (listed == TAILNET_BATCH) {
             r      = tn_node_open_run(n, pkts, listed, from);
@@ -17345,7 +19755,7 @@ static tailnet_result tn_node_udp_input(tailnet_node *n, const tailnet_addr *add
     tn_origin      from;
     tailnet_result r;
     n->stats.udp_in += count;
-    if (!tn_node_flows(n) || n->desc.prefs.relay_only) return TAILNET_ERR_AGAIN;
+    if (!tn_node_flows(n) || !tn_node_udp(n)) return TAILNET_ERR_AGAIN;
     memset(&from, 0, sizeof from);
     from.addr = *addr;
     r         = tn_node_input(n, pkts, count, &from);
@@ -17424,12 +19834,11 @@ static void tn_node_initiate(tailnet_node *n, tn_session *s)
 /* A disco packet whose shared key has to be computed first. */
 static void tn_node_disco_later(tailnet_node *n, tn_agenda *a)
 {
-    const uint8_t *sender = tn_disco_sender(a->msg, a->len);
-    uint16_t       peer   = 0;
-    tn_disco_key  *k;
-    if (sender == NULL || !tn_map_by_disco(&n->map, sender, &peer)) return;
-    k = tn_node_disco_make(n, sender);
-    if (k != NULL) (void)tn_node_disco_open(n, k, a->msg, a->len, &a->from);
+    uint16_t      peer = 0;
+    tn_disco_key *k;
+    if (!tn_node_disco_peer(n, a->msg, a->len, &a->from, &peer)) return;
+    k = tn_node_disco_make(n, peer);
+    if (k != NULL) (void)tn_node_disco_open(n, peer, k, a->msg, a->len, &a->from);
 }
 
 /* A message that came, each place of the agenda in its turn. True: there was one. */
@@ -17451,7 +19860,14 @@ static bool tn_node_work_agenda(tailnet_node *n)
     return false;
 }
 
-/* Timers of all sessions, up to the first that wants a handshake, which is begun. */
+/* Is there something to say to a peer whose disco key is not computed yet? */
+static bool tn_node_wants_disco_key(const tailnet_node *n, const tn_session *s)
+{
+    return !s->disco.known && !s->path.plain && tn_node_udp(n) &&
+           tn_path_deadline(&s->path, n->rim.now_ms) <= n->rim.now_ms;
+}
+
+/* Timers of all sessions, up to the first that wants public-key work, which is done. */
 static bool tn_node_work_sessions(tailnet_node *n)
 {
     unsigned i;
@@ -17461,9 +19877,11 @@ static bool tn_node_work_sessions(tailnet_node *n)
         if (s->used_ms == 0) continue;
         news = tn_wg_timers(&s->wg, n->rim.now_ms);
         tn_node_session_news(n, s, news & ~(unsigned)TN_WG_WANT_HANDSHAKE);
-        if ((news & TN_WG_WANT_HANDSHAKE) == 0 || s->used_ms == 0 || !tn_node_flows(n)) continue;
+        if (s->used_ms == 0 || !tn_node_flows(n)) continue;
+        if ((news & TN_WG_WANT_HANDSHAKE) != 0)   tn_node_initiate(n, s);
+        else if (!tn_node_wants_disco_key(n, s)) continue;
+        else if (tn_node_disco_make(n, s->peer) == NULL) s->path.plain = true;
         n->turn = (uint16_t)((n->turn + i + 1) % n->desc.max_sessions);
-        tn_node_initiate(n, s);
         return true;
     }
     return false;
@@ -17541,7 +19959,10 @@ static void tn_node_relay_read(tailnet_node *n, unsigned slot)
         while ((news = tn_relay_next(&n->relay, slot, &at, &left, n->rim.now_ms, &ev)) !=
                TN_RELAY_QUIET) {
             if (news == TN_RELAY_PACKET) tn_node_relay_packet(n, slot, &ev);
-            if (news == TN_RELAY_UP) n->events |= TAILNET_EVENT_PATHS;
+            if (news == TN_RELAY_UP) {
+                n->events |= TAILNET_EVENT_PATHS;
+                n->more = true;             /* for what waited for it */
+            }
             if (news == TN_RELAY_GONE && tn_map_by_key(&n->map, ev.key, &peer) &&
                 n->map.peers[peer].session != TN_NODE_NO_SLOT)
                 tn_relay_forget(&n->relay, n->map.peers[peer].session, slot);
@@ -17561,6 +19982,10 @@ static bool tn_node_dial_relay(tailnet_node *n, const tn_relay_wish *wish)
 
     if (n->ctl.crowded) {                   /* control is first: it waits for an engine */
         tn_relay_later(&n->relay, wish->slot, n->rim.now_ms);
+        return true;
+    }
+    if (g != NULL && g->port == 0) {        /* it only answers STUN: the next */
+        tn_relay_closed(&n->relay, wish->slot, n->rim.now_ms, tn_node_luck(n));
         return true;
     }
     if (g == NULL) {
@@ -17637,13 +20062,15 @@ static void tn_node_relay_write(tailnet_node *n, unsigned slot)
     }
 }
 
-/* Which region shall be our home: what the caller says, or the map's best. */
-static void tn_node_choose_home(tailnet_node *n)
+/* Which region shall be our home: what the caller says, else the one measured as
+ * nearest (0: none was), else the map's best. */
+static void tn_node_choose_home(tailnet_node *n, uint16_t measured)
 {
     tn_relay_choice      c;
     const tn_map_region *g;
     size_t               i;
-    tn_relay_choice_begin(&c, &n->relay, n->desc.prefs.home_region, n->rim.now_ms);
+    tn_relay_choice_begin(&c, &n->relay, n->desc.prefs.home_region, measured,
+                          n->rim.now_ms);
     for (i = 0; (g = tn_map_region_at(&n->map, i)) != NULL; i++)
         tn_relay_choice_add(&c, g->id, (g->flags & TN_MAP_REGION_NOT_HOME) == 0,
                             tn_map_region_score(&n->map, g->id));
@@ -17665,7 +20092,8 @@ static void tn_node_regions_changed(tailnet_node *n)
         if (memcmp(check, n->relays[i].check, sizeof check) != 0)
             tn_relay_region_changed(&n->relay, id, n->rim.now_ms);
     }
-    tn_node_choose_home(n);
+    tn_net_trigger(&n->net, true);
+    tn_node_choose_home(n, 0);
 }
 
 static void tn_node_relay_news(tailnet_node *n, const tn_link_news *news)
@@ -17714,10 +20142,13 @@ static void tn_node_describe(const tailnet_node *n, const tn_map_peer *p, uint16
     up = tn_wg_up_ms(&s->wg);
     if (up != TN_NEVER) {
         out->handshake_age_s = (uint32_t)((n->rim.now_ms - up) / 1000u);
-        out->path            = s->endpoint.family != 0 ? TAILNET_PATH_DIRECT : TAILNET_PATH_RELAY;
+        out->path            = TAILNET_PATH_RELAY;
     }
-    out->endpoint   = s->endpoint;
-    out->latency_ms = s->latency_ms;
+    out->latency_ms = s->relay_ms;
+    if (s->path.state == TN_PATH_TRUSTED && tn_path_best(&s->path, &out->endpoint)) {
+        out->latency_ms = s->path.latency_ms;
+        out->path       = TAILNET_PATH_DIRECT;
+    }
     out->rx_bytes   = s->wg.rx_bytes;
     out->tx_bytes   = s->wg.tx_bytes;
 }
@@ -17732,8 +20163,11 @@ static void tn_node_peer_changed(tailnet_node *n, uint16_t index, unsigned kind)
     if ((kind & (TN_MAP_GOING | TN_MAP_REKEYED | TN_MAP_DISCO)) != 0) n->seen[index] = 0;
     if ((kind & (TN_MAP_GOING | TN_MAP_REKEYED | TN_MAP_DISCO | TN_MAP_EXPIRED)) != 0) {
         if (s != NULL) tn_node_end_session(n, s);
+        tn_node_disco_forget(n, index);
         tn_node_unstage(n, index);
         if (n->ping.until_ms != 0 && n->ping.peer == index) n->ping.until_ms = n->rim.now_ms;
+    } else if (s != NULL && (kind & TN_MAP_MOVED) != 0) {
+        tn_node_path_places(n, s);
     }
 }
 
@@ -17805,8 +20239,11 @@ static void tn_node_set_local(tailnet_node *n)
 static void tn_node_map_events(tailnet_node *n)
 {
     uint32_t events = tn_map_events(&n->map);
+    unsigned i;
 
     if ((events & TAILNET_EVENT_SELF) != 0) {
+        for (i = 0; i < n->desc.max_sessions; i++)
+            if (n->sessions[i].used_ms != 0) tn_node_path_flags(n, &n->sessions[i]);
         tn_node_set_local(n);
         n->expiry_at_ms = 0;
     }
@@ -17857,6 +20294,13 @@ static void tn_node_world(tailnet_node *n, tn_ctl_world *x)
     x->tls_free         = n->desc.tls_by_caller || n->desc.max_tls > 1;
     x->wish.home_region = tn_relay_report(&n->relay);
     tn_copy_key(x->wish.disco, n->disco_public);
+    if (!tn_node_udp(n)) return;
+    x->wish.udp            = n->net.udp;
+    x->wish.ip6            = n->net.ip6;
+    x->wish.varies         = tn_net_varies(&n->net);
+    x->wish.endpoint_count = (uint8_t)tn_net_endpoints(&n->net, n->rim.now_ms, x->wish.endpoint,
+                                                       x->wish.endpoint_type,
+                                                       TAILNET_MAX_CANDIDATES);
 }
 
 /* Our node key is another one: no session may go on under the old one, and the
@@ -17974,47 +20418,53 @@ static void tn_node_settle(tailnet_node *n)
 
 static void tn_node_end_ping(tailnet_node *n, tailnet_result result)
 {
-    tailnet_pong *p = &n->ping.pong;
-    tn_session   *s = n->ping.peer < n->desc.max_peers ? tn_node_session(n, n->ping.peer) : NULL;
-    p->result       = result;
+    tailnet_pong      *p    = &n->ping.pong;
+    const tn_map_peer *peer = tn_map_peer_at(&n->map, n->ping.peer);
+    tn_session        *s    = peer == NULL ? NULL : tn_node_session(n, n->ping.peer);
+    memset(p, 0, sizeof *p);
+    p->ip     = n->ping.ip;
+    p->kind   = (tailnet_ping_kind)n->ping.kind;
+    p->result = result;
+    if (peer != NULL) p->region = peer->region;
     if (result == TAILNET_OK) {
-        uint64_t took = n->rim.now_ms - n->ping.sent_ms;
-        p->latency_ms = took == 0 ? 1 : (uint32_t)took;
-        p->path       = TAILNET_PATH_RELAY;
-        if (s != NULL) s->latency_ms = p->latency_ms;
-        if (s != NULL && s->endpoint.family != 0) p->path = TAILNET_PATH_DIRECT;
-        if (s != NULL) p->endpoint = s->endpoint;
-        if (tn_map_peer_at(&n->map, n->ping.peer) != NULL)
-            p->region = tn_map_peer_at(&n->map, n->ping.peer)->region;
+        p->latency_ms = n->ping.took_ms;
+        p->path       = n->ping.direct ? TAILNET_PATH_DIRECT : TAILNET_PATH_RELAY;
+        if (n->ping.direct) p->endpoint = n->ping.endpoint;
+        else if (s != NULL) s->relay_ms = p->latency_ms;
     }
     n->ping.until_ms = 0;
-    n->ping.has      = true;
     n->events |= TAILNET_EVENT_PING;
 }
 
-/* A disco ping by relay, straight to the peer's key. One X25519 at the most. */
+/* Disco pings: to the addresses of the peer, and by relay straight to its key. */
 static bool tn_node_send_path_ping(tailnet_node *n, tn_session *s)
 {
-    const tn_map_peer *p = tn_map_peer_at(&n->map, s->peer);
-    uint8_t            text[160], nonce[24];
-    tn_disco_key      *k;
-    tn_wr              w;
-    size_t             len;
-    int                slot = tn_node_relay_of(n, s);
+    const tn_map_peer  *p = &n->map.peers[s->peer];
+    const tn_disco_key *k;
+    tn_origin           to;
+    int                 slot = tn_node_relay_of(n, s);
 
-    if (p == NULL || slot < 0 || (p->flags & TN_MAP_DISCO_KEY) == 0) return false;
-    k = tn_node_disco_make(n, p->disco);
-    if (k == NULL || !tn_rim_random(&n->rim, nonce, sizeof nonce)) return false;
-    tn_disco_begin(&w, text, sizeof text, n->disco_public, nonce);
-    tn_disco_wr_ping(&w, n->ping.tx, n->node_public, 0);
-    len = tn_disco_finish(&w, k->shared);
-    return len != 0 && tn_node_post_relay(n, (unsigned)slot, p->key, text, len, true) == TAILNET_OK;
+    if ((p->flags & TN_MAP_DISCO_KEY) == 0 || (slot < 0 && !tn_node_udp(n)) || n->worked) {
+        n->more = n->worked;
+        return false;
+    }
+    n->worked = tn_node_disco_key(n, s->peer) == NULL;
+    k         = tn_node_disco_make(n, s->peer);
+    if (k == NULL) return false;
+    if (tn_node_udp(n)) tn_path_probe(&s->path, n->rim.now_ms);
+    if (slot < 0) return true;
+    memset(&to, 0, sizeof to);
+    to.relay = true;
+    to.slot  = (uint8_t)slot;
+    tn_copy_key(to.key, p->key);
+    tn_node_disco_ping(n, k, n->ping.tx, &to);
+    return true;
 }
 
 /* A TSMP ping through the tunnel. */
 static bool tn_node_send_tunnel_ping(tailnet_node *n, tn_session *s)
 {
-    const tailnet_addr *dst = &n->ping.pong.ip;
+    const tailnet_addr *dst = &n->ping.ip;
     const tailnet_addr *src = dst->family == 4 ? &n->map.self.ip4 : &n->map.self.ip6;
     tn_wr               w;
     if (!tn_wg_can_send(&s->wg, n->rim.now_ms)) {
@@ -18027,20 +20477,269 @@ static bool tn_node_send_tunnel_ping(tailnet_node *n, tn_session *s)
     return tn_wr_ok(&w);
 }
 
+/* An answer by relay waits a moment for a direct one, which says more. */
+static uint64_t tn_node_ping_at(const tailnet_node *n)
+{
+    if (n->ping.took_ms == 0 || n->ping.direct) return n->ping.until_ms;
+    return tn_min64(n->ping.until_ms, n->ping.sent_ms + n->ping.took_ms + TN_NODE_GRACE_MS);
+}
+
 static void tn_node_turn_ping(tailnet_node *n)
 {
     tn_session *s;
     if (n->ping.until_ms == 0) return;
-    if (n->ping.answered) {
+    if (n->ping.took_ms != 0 &&
+        (n->ping.direct || n->ping.kind == TAILNET_PING_TUNNEL || !tn_node_udp(n) ||
+         n->rim.now_ms >= tn_node_ping_at(n))) {
         tn_node_end_ping(n, TAILNET_OK);
     } else if (n->rim.now_ms >= n->ping.until_ms || !tn_node_flows(n)) {
         tn_node_end_ping(n, TAILNET_ERR_TIMEOUT);
     } else if (!n->ping.asked) {
         s = tn_node_open_session(n, n->ping.peer);
-        n->ping.asked = n->ping.pong.kind == TAILNET_PING_PATH ? tn_node_send_path_ping(n, s)
-                                                               : tn_node_send_tunnel_ping(n, s);
+        n->ping.asked = n->ping.kind == TAILNET_PING_PATH ? tn_node_send_path_ping(n, s)
+                                                          : tn_node_send_tunnel_ping(n, s);
         n->ping.sent_ms = n->rim.now_ms;
     }
+}
+
+/* ---- the ways to peers ---- */
+
+/* A round of measuring is over. */
+static void tn_node_net_news(tailnet_node *n, const tn_net_world *x)
+{
+    uint32_t news = tn_net_news(&n->net);
+    if ((news & TN_NET_NEWS_REPORT) != 0)
+        tn_node_choose_home(n, tn_ctl_is_up(&n->ctl) || n->relay.home == 0
+                                   ? tn_net_prefer(&n->net, x, n->rim.now_ms) : 0);
+    if (news != 0) n->more = true;          /* control hears of it */
+}
+
+/* What has to be sent to measure the network. */
+static void tn_node_turn_net(tailnet_node *n)
+{
+    tn_net_world x;
+    tn_net_wish  wish;
+    tailnet_buf  pkt;
+    unsigned     turns;
+
+    tn_node_net_world(n, &x);
+    if (tn_net_deadline(&n->net, &x) <= n->rim.now_ms) {
+        for (turns = 0; turns < 64; turns++) {
+            if (!tn_net_step(&n->net, &x, n->rim.now_ms, tn_node_luck(n), &wish)) break;
+            if (wish.kind == TN_NET_SEND) {
+                tn_node_buf(&pkt, wish.data, sizeof wish.data);
+                n->stats.udp_out++;
+                (void)tn_rim_udp_output(&n->rim, &wish.to, &pkt, 1);
+            } else if (!tn_rim_resolve(&n->rim, wish.query, wish.host)) {
+                (void)tn_net_resolved(&n->net, wish.query, NULL, 0);
+            }
+        }
+    }
+    tn_node_net_news(n, &x);
+}
+
+#if TAILNET_PORTMAP
+
+/* ---- the gateway ---- */
+
+#if TAILNET_UPNP
+
+enum { TN_NODE_LINK_UPNP = TN_LINK_FOR_RELAY + 1 };
+
+static void tn_node_upnp_end(tailnet_node *n)
+{
+    if (n->upnp != 0) tn_link_close(&n->links, n->upnp, TAILNET_OK);
+    n->upnp = 0;
+    tn_pmp_http_end(&n->pmp, n->rim.now_ms);
+}
+
+/* One page of the gateway, if a connection is free; never through a proxy. */
+static void tn_node_upnp_begin(tailnet_node *n, const tailnet_addr *to)
+{
+    tailnet_dial dial;
+    tn_wr        w;
+    tn_wr_over(&w, n->upnp_host, sizeof n->upnp_host - 1);
+    tn_wr_ip(&w, to);
+    n->upnp_host[tn_wr_len(&w)] = '\0';
+    memset(&dial, 0, sizeof dial);
+    dial.host    = n->upnp_host;
+    dial.port    = to->port;
+    dial.addr4   = *to;
+    n->upnp_sent = 0;
+    if (n->links.proxy != NULL ||
+        tn_link_open(&n->links, &dial, TN_NODE_LINK_UPNP, &n->upnp) != TAILNET_OK) {
+        n->upnp = 0;
+        tn_node_upnp_end(n);
+        return;
+    }
+    tn_link_lend(&n->links, n->upnp, n->upnp_in, sizeof n->upnp_in, NULL, 0);
+}
+
+static void tn_node_upnp_write(tailnet_node *n)
+{
+    uint8_t text[256];
+    tn_wr   w;
+    size_t  took;
+    do {
+        tn_wr_window(&w, text, sizeof text, n->upnp_sent);
+        tn_pmp_http_request(&n->pmp, &w);
+        took = tn_wr_len(&w) == 0 ? 0 : tn_link_write(&n->links, n->upnp, text, tn_wr_len(&w));
+        n->upnp_sent += (uint32_t)took;
+    } while (took != 0);
+}
+
+static void tn_node_upnp_news(tailnet_node *n, const tn_link_news *news)
+{
+    uint8_t *at;
+    size_t   len  = 0;
+    bool     done = (news->bits & TN_LINK_GONE) != 0;
+    if (news->link != n->upnp) {
+        if (!done) tn_link_close(&n->links, news->link, TAILNET_ERR_STALE);
+        return;
+    }
+    if ((news->bits & (TN_LINK_OPENED | TN_LINK_WRITABLE)) != 0) tn_node_upnp_write(n);
+    while ((at = tn_link_read(&n->links, n->upnp, &len)) != NULL && len != 0) {
+        if (tn_pmp_http_input(&n->pmp, at, len, n->rim.now_ms)) done = true;
+        tn_link_ack(&n->links, n->upnp, len);
+    }
+    if (!done) return;
+    if ((news->bits & TN_LINK_GONE) != 0) n->upnp = 0;
+    tn_node_upnp_end(n);
+}
+
+#endif /* TAILNET_UPNP */
+
+/* The gateway, and which of our addresses is next to it. */
+static void tn_node_portmap_place(tailnet_node *n, const tailnet_network *network)
+{
+    size_t i;
+    n->gateway = network->gateway;
+    memset(&n->beside, 0, sizeof n->beside);
+    for (i = 0; i < network->addr_count && n->gateway.family == 4; i++) {
+        const tailnet_addr *a = &network->addrs[i];
+        if (a->family == 4 &&
+            (n->beside.family == 0 || (!tn_bits_same(n->beside.ip, n->gateway.ip, 16) &&
+                                       tn_bits_same(a->ip, n->gateway.ip, 16))))
+            n->beside = *a;
+    }
+    n->portmap_on = false;                  /* tells it in the next poll */
+}
+
+/* Datagrams and pages for the gateway, until there is nothing more to say. */
+static void tn_node_portmap_step(tailnet_node *n)
+{
+    uint8_t      text[TN_PMP_DATAGRAM];
+    tailnet_addr to;
+    tailnet_buf  pkt;
+    tn_wr        w;
+    unsigned     turns;
+    for (turns = 0; turns < 8; turns++) {
+        tn_pmp_want want;
+        tn_wr_over(&w, text, sizeof text);
+        want = tn_pmp_step(&n->pmp, n->rim.now_ms, &w, &to);
+        if (want == TN_PMP_NOTHING) return;
+#if TAILNET_UPNP
+        if (want == TN_PMP_HTTP) tn_node_upnp_begin(n, &to);
+#endif
+        if (want != TN_PMP_SEND) continue;
+        tn_node_buf(&pkt, text, tn_wr_len(&w));
+        n->stats.udp_out++;
+        (void)tn_rim_udp_output(&n->rim, &to, &pkt, 1);
+    }
+}
+
+/* May we ask the gateway? Before UDP ends the mapping is given back. */
+static void tn_node_portmap_run(tailnet_node *n, bool on)
+{
+    uint8_t luck[12];
+    bool    was = n->portmap_on;
+    memset(luck, 0, sizeof luck);
+    n->portmap_on = on;
+    if (on) {
+        if (!was && tn_rim_random(&n->rim, luck, sizeof luck))
+            tn_pmp_network(&n->pmp, &n->gateway, &n->beside, luck, n->rim.now_ms);
+    } else if (was && !n->network_down && !n->desc.prefs.relay_only) {
+        tn_pmp_release(&n->pmp, n->rim.now_ms);
+        tn_node_portmap_step(n);
+    } else {
+        tn_pmp_network(&n->pmp, NULL, NULL, luck, n->rim.now_ms);
+    }
+}
+
+static void tn_node_turn_portmap(tailnet_node *n)
+{
+    tailnet_addr outside;
+    bool         on  = tn_node_udp(n) && !n->desc.prefs.no_port_map && n->gateway.family == 4;
+    bool         was = n->portmap_on;
+    if (on != was || (!on && tn_pmp_deadline(&n->pmp) == TN_NEVER)) tn_node_portmap_run(n, on);
+    if (on) tn_node_portmap_step(n);
+#if TAILNET_UPNP
+    if (n->upnp != 0 && !tn_pmp_http_wanted(&n->pmp)) tn_node_upnp_end(n);
+#endif
+    if ((tn_pmp_news(&n->pmp) & TN_PMP_NEWS_MAPPING) == 0 && on == was) return;
+    tn_net_mapped(&n->net, tn_pmp_external(&n->pmp, &outside) ? &outside : NULL, n->rim.now_ms);
+    n->more = true;
+}
+
+#endif /* TAILNET_PORTMAP */
+
+/* Our addresses for the peer of a session, when they are fresh and its relay is
+ * reached: the letter that may wait for a relay is a handshake. */
+static void tn_node_call(tailnet_node *n, tn_session *s)
+{
+    const tn_map_peer  *p = &n->map.peers[s->peer];
+    const tn_disco_key *k = tn_node_disco_key(n, s->peer);
+    tailnet_addr        own[TAILNET_MAX_CANDIDATES];
+    uint8_t             type[TAILNET_MAX_CANDIDATES];
+    tn_node_disco_out   o;
+    tn_origin           to;
+    size_t              count;
+    int                 slot;
+
+    if (!tn_net_fresh(&n->net, n->rim.now_ms)) {
+        if (!n->net.busy) tn_net_trigger(&n->net, false);
+        return;
+    }
+    slot = tn_node_relay_of(n, s);
+    if (slot >= 0 && !tn_relay_is_open(&n->relay, tn_relay_region_of(&n->relay, (unsigned)slot)))
+        return;
+    s->call_due = false;
+    count       = tn_net_endpoints(&n->net, n->rim.now_ms, own, type, TAILNET_MAX_CANDIDATES);
+    if (count == 0 || slot < 0 || k == NULL || !tn_node_disco_begin(n, &o)) return;
+    memset(&to, 0, sizeof to);
+    to.relay = true;
+    to.slot  = (uint8_t)slot;
+    tn_copy_key(to.key, p->key);
+    tn_disco_wr_call(&o.w, own, count);
+    tn_node_disco_end(n, &o, k, &to);
+}
+
+/* Pings and calls that are due. */
+static void tn_node_turn_path(tailnet_node *n, tn_session *s)
+{
+    const tn_disco_key *k   = tn_node_disco_key(n, s->peer);
+    tn_path_state       was = s->path.state;
+    tn_path_wish        wish;
+    tn_path_want        want;
+    tn_origin           to;
+    if (tn_path_deadline(&s->path, n->rim.now_ms) <= n->rim.now_ms && (k != NULL || s->path.plain)) {
+        memset(&to, 0, sizeof to);
+        while ((want = tn_path_step(&s->path, n->rim.now_ms, &wish)) != TN_PATH_QUIET) {
+            to.addr = wish.to;
+            if (want == TN_PATH_CALL) s->call_due = true;
+            else if (k != NULL)       tn_node_disco_ping(n, k, wish.tx, &to);
+        }
+        if (s->path.state != was) n->events |= TAILNET_EVENT_PATHS;
+    }
+    if (s->call_due) tn_node_call(n, s);
+}
+
+static void tn_node_turn_paths(tailnet_node *n)
+{
+    unsigned i;
+    if (!tn_node_udp(n)) return;
+    for (i = 0; i < n->desc.max_sessions; i++)
+        if (n->sessions[i].used_ms != 0) tn_node_turn_path(n, &n->sessions[i]);
 }
 
 /* ---- poll ---- */
@@ -18061,6 +20760,11 @@ static void tn_node_slot_news(tailnet_node *n, unsigned slot)
     case TN_LINK_FOR_RELAY:
         tn_node_relay_news(n, &news);
         break;
+#if TAILNET_PORTMAP && TAILNET_UPNP
+    case TN_NODE_LINK_UPNP:
+        tn_node_upnp_news(n, &news);
+        break;
+#endif
     default:
         break;
     }
@@ -18086,7 +20790,7 @@ static void tn_node_turn_relays(tailnet_node *n)
     bool          open = false;
 
     if (n->ctl.crowded) tn_node_make_room(n);
-    if (tn_relay_wants_choice(&n->relay, n->rim.now_ms)) tn_node_choose_home(n);
+    if (tn_relay_wants_choice(&n->relay, n->rim.now_ms)) tn_node_choose_home(n, 0);
     while (turns++ < 8 && tn_relay_step(&n->relay, n->rim.now_ms, &wish)) {
         if (wish.kind == TN_RELAY_DO_CLOSE) tn_node_close_relay(n, wish.slot, TAILNET_OK);
         else                                (void)tn_node_dial_relay(n, &wish);
@@ -18105,7 +20809,7 @@ static void tn_node_turn_relays(tailnet_node *n)
     if (!n->relay_again || !n->up || n->network_down || open) return;
     n->relay_again = false;                 /* all are down: log in with the new key */
     tn_relay_run(&n->relay, true, n->rim.now_ms);
-    tn_node_choose_home(n);
+    tn_node_choose_home(n, 0);
     n->more = true;
 }
 
@@ -18114,6 +20818,9 @@ static void tn_node_go_down(tailnet_node *n)
 {
     tn_ctl_world x;
     tn_node_world(n, &x);
+#if TAILNET_PORTMAP
+    if (n->portmap_on) tn_node_portmap_run(n, false);
+#endif
     n->want_down = false;
     n->up = n->mapped = false;
     tn_ctl_set_up(&n->ctl, &x, false);
@@ -18123,19 +20830,59 @@ static void tn_node_go_down(tailnet_node *n)
     memset(n->agenda, 0, sizeof n->agenda);
 }
 
+/* All that was measured holds no more. */
+static void tn_node_paths_anew(tailnet_node *n)
+{
+    unsigned i;
+    for (i = 0; i < n->desc.max_sessions; i++) {
+        tn_session *s = &n->sessions[i];
+        if (s->used_ms == 0) continue;
+        tn_node_path_flags(n, s);
+        tn_path_network_changed(&s->path, n->rim.now_ms);
+        tn_node_path_places(n, s);
+    }
+    n->events |= TAILNET_EVENT_PATHS;
+}
+
+/* Have we other addresses than before? What went out from the old ones is dead. */
+static bool tn_node_moved(tailnet_node *n, const tailnet_network *network)
+{
+    uint32_t sum = 0;
+    size_t   i, k;
+    bool     moved;
+    for (i = 0; i < network->addr_count; i++)
+        for (k = 0; k < 16; k++) sum = sum * 31u + network->addrs[i].ip[k];
+    moved      = sum != n->own_sum || network->addr_count == 0;
+    n->own_sum = sum;
+    return moved;
+}
+
 /* What the platform knows of the network. */
 static void tn_node_network(tailnet_node *n, const tailnet_network *network)
 {
     tn_ctl_world x;
+    uint8_t      lacked = n->lacks;
+    bool         moved  = tn_node_moved(n, network);
+    unsigned     i;
+
     tn_node_world(n, &x);
+    tn_net_network(&n->net, network, n->rim.now_ms);
+    n->lacks = n->net.have == 1 ? 6 : n->net.have == 2 ? 4 : 0;
+#if TAILNET_PORTMAP
+    tn_node_portmap_place(n, network);
+#endif
     if (network->down) {
         tn_ctl_silence(&n->ctl, &x);
         tn_relay_run(&n->relay, false, n->rim.now_ms);
     } else if (network->changed || n->network_down) {
         if (n->up && !n->relay_again) tn_relay_run(&n->relay, true, n->rim.now_ms);
+        for (i = 0; i < n->relay_slots && moved; i++)
+            if (n->relays[i].link != 0) tn_node_close_relay(n, i, TAILNET_ERR_NETWORK);
         tn_relay_network_changed(&n->relay, n->rim.now_ms);
         tn_ctl_network_changed(&n->ctl, &x);
     }
+    if (network->down || network->changed || n->network_down || lacked != n->lacks)
+        tn_node_paths_anew(n);
     n->network_down = network->down;
     n->more         = true;
 }
@@ -18144,20 +20891,28 @@ static void tn_node_network(tailnet_node *n, const tailnet_network *network)
 static uint32_t tn_node_poll(tailnet_node *n)
 {
     uint32_t events;
+    uint16_t told;
     unsigned i;
 
     n->more = false;
     if (n->want_down) tn_node_go_down(n);
     n->worked = tn_link_poll(&n->links);    /* a bite of a TLS handshake */
     for (i = 0; i < n->desc.max_links; i++) tn_node_slot_news(n, i);
+    told = tn_relay_report(&n->relay);
     tn_node_turn_control(n);
     tn_node_map_events(n);
     tn_node_expire(n);
     tn_node_settle(n);
     tn_node_turn_relays(n);
     tn_node_restage(n);
+#if TAILNET_PORTMAP
+    tn_node_turn_portmap(n);
+#endif
+    tn_node_turn_net(n);
     tn_node_turn_ping(n);
     if (n->worked || tn_node_work(n)) n->more = true;
+    tn_node_turn_paths(n);
+    if (tn_relay_report(&n->relay) != told) n->more = true;     /* control shall hear of it */
     tn_node_flush(n);
     tn_link_sweep(&n->links);
     events    = n->events;
@@ -18170,14 +20925,24 @@ static uint64_t tn_node_deadline(const tailnet_node *n)
     uint64_t at = tn_min64(tn_link_deadline(&n->links), tn_ctl_deadline(&n->ctl));
     unsigned i;
     bool     own = false;
+    tn_net_world x;
     if (n->more) return 0;
+    tn_node_net_world(n, &x);
+    at = tn_min64(at, tn_net_deadline(&n->net, &x));
+#if TAILNET_PORTMAP
+    if (n->portmap_on) at = tn_min64(at, tn_pmp_deadline(&n->pmp));
+#endif
     at = tn_min64(at, tn_relay_deadline(&n->relay));
     at = tn_min64(at, n->expiry_at_ms);
     if (tn_ctl_may_reread(&n->ctl) && tn_map_wants(&n->map, &own) != 0)
         at = tn_min64(at, n->ctl.reread_at_ms);
-    if (n->ping.until_ms != 0) at = tn_min64(at, n->ping.until_ms);
-    for (i = 0; i < n->desc.max_sessions; i++)
-        if (n->sessions[i].used_ms != 0) at = tn_min64(at, tn_wg_deadline(&n->sessions[i].wg));
+    if (n->ping.until_ms != 0) at = tn_min64(at, tn_node_ping_at(n));
+    for (i = 0; i < n->desc.max_sessions; i++) {
+        const tn_session *s = &n->sessions[i];
+        if (s->used_ms == 0) continue;
+        at = tn_min64(at, tn_wg_deadline(&s->wg));
+        if (tn_node_udp(n)) at = tn_min64(at, tn_path_deadline(&s->path, n->rim.now_ms));
+    }
     return at;
 }
 
@@ -18254,7 +21019,10 @@ static tailnet_result tn_pub_keys(tailnet_node *n)
 /* A fresh disco key for this run, as the reference makes one. */
 static tailnet_result tn_pub_start(tailnet_node *n)
 {
+    uint8_t luck[16];
     if (!tn_rim_random(&n->rim, n->disco_private, 32)) return TAILNET_ERR_RANDOM;
+    if (!tn_rim_random(&n->rim, luck, sizeof luck)) return TAILNET_ERR_RANDOM;
+    tn_net_init(&n->net, n->desc.max_regions, n->net_memory, luck);
     tn_cr_clamp(n->disco_private);
     tn_cr_x25519_base(n->disco_public, n->disco_private);
     tn_cr_x25519_base(n->node_public, n->keys.node);
@@ -18353,15 +21121,19 @@ TAILNET_API tailnet_result tailnet_logout(tailnet_node *node)
 
 TAILNET_API tailnet_result tailnet_set_prefs(tailnet_node *node, const tailnet_prefs *prefs)
 {
+    bool anew;
     if (node == NULL || prefs == NULL || (prefs->routes == NULL && prefs->route_count != 0))
         return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    anew = prefs->relay_only != node->desc.prefs.relay_only ||
+           prefs->metered != node->desc.prefs.metered;
     node->desc.prefs = *prefs;
     tn_map_prefs(&node->map, prefs->exit_node, prefs->accept_routes);
     tn_flt_shields(&node->flt, prefs->shields_up);
     tn_node_set_local(node);
     tn_ctl_touch(&node->ctl);
-    tn_node_choose_home(node);
+    tn_node_choose_home(node, 0);
+    if (anew) tn_node_paths_anew(node);
     node->more = true;
     return TAILNET_OK;
 }
@@ -18511,10 +21283,11 @@ TAILNET_API tailnet_result tailnet_tcp_closed(tailnet_node *node, tailnet_link l
 TAILNET_API tailnet_result tailnet_resolved(tailnet_node *node, uint32_t query,
                                             const tailnet_addr *addrs, size_t count)
 {
-    (void)query;
     if (node == NULL || (addrs == NULL && count != 0)) return TAILNET_ERR_ARGUMENT;
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    return TAILNET_ERR_STALE;               /* no question is open: STUN asks none yet */
+    if (!tn_net_resolved(&node->net, query, addrs, count)) return TAILNET_ERR_STALE;
+    node->more = true;
+    return TAILNET_OK;
 }
 
 TAILNET_API tailnet_result tailnet_set_network(tailnet_node *node, const tailnet_network *network)
@@ -18557,13 +21330,14 @@ TAILNET_API tailnet_result tailnet_ping(tailnet_node *node, const tailnet_addr *
     if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
     if (!tn_node_flows(node) || node->ping.until_ms != 0) return TAILNET_ERR_AGAIN;
     if (!tn_map_by_ip(&node->map, ip, &peer)) return TAILNET_ERR_NO_ROUTE;
-    memset(&node->ping, 0, sizeof node->ping);
     if (!tn_rim_random(&node->rim, node->ping.tx, sizeof node->ping.tx)) return TAILNET_ERR_RANDOM;
-    node->ping.pong.ip   = *ip;
-    node->ping.pong.kind = kind;
-    node->ping.peer      = peer;
-    node->ping.until_ms  = node->rim.now_ms + TN_NODE_PING_MS;
-    node->more           = true;
+    node->ping.ip       = *ip;
+    node->ping.kind     = (uint8_t)kind;
+    node->ping.peer     = peer;
+    node->ping.asked    = node->ping.direct = false;
+    node->ping.took_ms  = 0;
+    node->ping.until_ms = node->rim.now_ms + TN_NODE_PING_MS;
+    node->more          = true;
     return TAILNET_OK;
 }
 
@@ -18669,6 +21443,10 @@ TAILNET_API bool tailnet_get_route(const tailnet_node *node, size_t index, tailn
 
 TAILNET_API bool tailnet_get_dns(const tailnet_node *node, size_t index, tailnet_dns *out)
 {
+#if !TAILNET_DNS
+    (void)node, (void)index, (void)out;
+    return false;
+#else
     uint8_t kind = 0;
     size_t  i, seen = 0;
     if (node == NULL || out == NULL || !node->map.has_self) return false;
@@ -18685,13 +21463,14 @@ TAILNET_API bool tailnet_get_dns(const tailnet_node *node, size_t index, tailnet
         return true;
     }
     return false;
+#endif
 }
 
 TAILNET_API tailnet_result tailnet_answer_dns(const tailnet_node *node, const void *query,
                                               size_t query_size, void *answer,
                                               size_t *answer_size)
 {
-#ifdef TAILNET_NO_DNS
+#if !TAILNET_DNS
     (void)node;
     (void)query;
     (void)query_size;
@@ -18727,8 +21506,54 @@ TAILNET_API tailnet_result tailnet_check_flow(const tailnet_node *node, const ta
 
 TAILNET_API bool tailnet_get_ping(const tailnet_node *node, tailnet_pong *out)
 {
-    if (node == NULL || out == NULL || !node->ping.has) return false;
+    if (node == NULL || out == NULL || node->ping.pong.ip.family == 0) return false;
     *out = node->ping.pong;
+    return true;
+}
+
+TAILNET_API bool tailnet_get_report(const tailnet_node *node, tailnet_report *out)
+{
+    tailnet_addr at[TAILNET_MAX_CANDIDATES];
+    uint8_t      type[TAILNET_MAX_CANDIDATES];
+    size_t       count, i;
+    if (node == NULL || out == NULL || node->net.last_ms > node->rim.now_ms) return false;
+    memset(out, 0, sizeof *out);
+    out->udp    = node->net.udp;
+    out->ip4    = node->net.ip4;
+    out->ip6    = node->net.ip6;
+    out->varies = node->net.varies;
+    out->home   = node->relay.home;
+    out->age_ms = node->rim.now_ms - node->net.last_ms;
+    count = tn_net_endpoints(&node->net, node->rim.now_ms, at, type, TAILNET_MAX_CANDIDATES);
+    for (i = count; i-- != 0;) {            /* the first of each is the newest    */
+        if (type[i] == 2 && at[i].family == 4) out->global4 = at[i];
+        if (type[i] == 2 && at[i].family == 6) out->global6 = at[i];
+    }
+#if TAILNET_PORTMAP
+    out->port_map = (uint8_t)((tn_pmp_services(&node->pmp) & TN_PMP_HAS_PMP) != 0);
+    if ((tn_pmp_services(&node->pmp) & TN_PMP_HAS_PCP) != 0) out->port_map |= 2;
+    if ((tn_pmp_services(&node->pmp) & TN_PMP_HAS_UPNP) != 0) out->port_map |= 4;
+    (void)tn_pmp_external(&node->pmp, &out->mapped);
+#endif
+    return true;
+}
+
+TAILNET_API bool tailnet_get_region(const tailnet_node *node, size_t index, tailnet_region *out)
+{
+    const tn_map_region *g;
+    unsigned             i;
+    if (node == NULL || out == NULL) return false;
+    g = tn_map_region_at(&node->map, index);
+    if (g == NULL) return false;
+    memset(out, 0, sizeof *out);
+    out->region = g->id;
+    out->host   = tn_map_region_host(g);
+    for (i = 0; i < node->net.count; i++) {
+        const tn_latency *l = &node->net.latency[i];
+        if (l->region != g->id) continue;
+        out->v4_ms = l->v4_ms;
+        out->v6_ms = l->v6_ms;
+    }
     return true;
 }
 

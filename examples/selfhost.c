@@ -35,7 +35,7 @@
 
 enum {
     MAX_NODES = 1024, MAX_KEYS = 32, MAX_LOGINS = 64, MAX_RULES = 64, MAX_ADMINS = 8,
-    MAX_ENDPOINTS = 12, MAX_CHAIN = 4, NAME = 64, TAGS = 128,
+    MAX_ENDPOINTS = 12, MAX_CHAIN = 4, MAX_REGIONS = 4, NAME = 64, TAGS = 128,
     REGION     = 900,                       /* 900 to 999 are for one's own relays        */
     BIG_ID     = 1000001,                   /* of the first synthetic peer                */
     BIG_MAX    = 1000000,
@@ -73,13 +73,21 @@ typedef struct node {
     size_t       endpoint_count;
     uint64_t     created_ms, seen_ms, expiry_ms;    /* wall clock                         */
     uint64_t     forget_ms;                 /* of an ephemeral node that is away, or NEVER */
-    conn        *relay;                     /* where its packets go                       */
+    conn        *relay[MAX_REGIONS];        /* where its packets go, by region            */
 } node;
 
 typedef struct auth_key {
     char text[NAME * 2], tags[TAGS];
     bool once, used, ephemeral, expired;
 } auth_key;
+
+/* A relay: the first is the server itself, more have a listener each. */
+typedef struct region {
+    uint16_t    id, port;
+    char        name[128];
+    const char *ip4, *ip6;                  /* may be NULL                                */
+    int         fd;                         /* where TLS is spoken                        */
+} region;
 
 typedef struct login {
     char     id[25];                        /* "": free                                   */
@@ -108,15 +116,16 @@ typedef struct admin {
 
 typedef struct options {
     const char *listen, *plain, *url, *cert, *key, *state, *policy, *admin, *stun, *node_ip4;
-    const char *cert_name, *domain;
-    bool        open_login, no_early, json, verbose, deny;
+    const char *cert_name, *domain, *node_ip6;
+    bool        open_login, no_early, json, verbose, deny, plain_relay;
     uint32_t    max_nodes, ephemeral_s, keepalive_s;
 } options;
 
 typedef struct host {
     options  opt;
-    char     name[128];                     /* of the URL                                 */
-    uint16_t port, stun_port;
+    region   regions[MAX_REGIONS];          /* the first has name and port of the URL     */
+    size_t   region_count;
+    uint16_t stun_port;
     uint8_t  noise[32], noise_public[32], derp[32], derp_public[32];
     uint64_t now_ms, wall_ms;
     uint32_t clock, policy_clock, next_id, big, ping_number;
@@ -131,7 +140,7 @@ typedef struct host {
     huffman  huff;
     conn    *conns;
     size_t   conn_count;
-    int      tls_fd, plain_fd, stun_fd, admin_fd;
+    int      plain_fd, stun_fd, admin_fd;
     admin    admins[MAX_ADMINS];
     char    *answer;                        /* of an admin line                           */
     size_t   answer_cap;
@@ -887,32 +896,42 @@ static void wr_patch(tn_js_w *w, const node *n, uint32_t seen)
     tn_js_w_object_end(w);
 }
 
-static void wr_derp_map(const host *h, tn_js_w *w)
+static void wr_region(const host *h, tn_js_w *w, const region *r)
 {
-    tn_js_w_key(w, "DERPMap");
+    char number[8], name[12];
+    snprintf(number, sizeof number, "%u", (unsigned)r->id);
+    snprintf(name, sizeof name, "%ua", (unsigned)r->id);
+    tn_js_w_key(w, number);
     tn_js_w_object(w);
-    tn_js_w_key(w, "Regions");
-    tn_js_w_object(w);
-    tn_js_w_key(w, "900");
-    tn_js_w_object(w);
-    tn_js_w_member_uint(w, "RegionID", REGION);
+    tn_js_w_member_uint(w, "RegionID", r->id);
     tn_js_w_member(w, "RegionCode", "lab");
     tn_js_w_member(w, "RegionName", "selfhost");
     tn_js_w_key(w, "Nodes");
     tn_js_w_array(w);
     tn_js_w_object(w);
-    tn_js_w_member(w, "Name", "900a");
-    tn_js_w_member_uint(w, "RegionID", REGION);
-    tn_js_w_member(w, "HostName", h->name);
+    tn_js_w_member(w, "Name", name);
+    tn_js_w_member_uint(w, "RegionID", r->id);
+    tn_js_w_member(w, "HostName", r->name);
     if (h->opt.cert_name != NULL) tn_js_w_member(w, "CertName", h->opt.cert_name);
-    if (h->opt.node_ip4 != NULL) tn_js_w_member(w, "IPv4", h->opt.node_ip4);
+    if (r->ip4 != NULL) tn_js_w_member(w, "IPv4", r->ip4);
+    if (r->ip6 != NULL) tn_js_w_member(w, "IPv6", r->ip6);
     tn_js_w_key(w, "STUNPort");
     if (h->stun_port != 0) tn_js_w_uint(w, h->stun_port);
     else                   tn_js_w_int(w, -1);
-    tn_js_w_member_uint(w, "DERPPort", h->port);
+    tn_js_w_member_uint(w, "DERPPort", r->port);
     tn_js_w_object_end(w);
     tn_js_w_array_end(w);
     tn_js_w_object_end(w);
+}
+
+static void wr_derp_map(const host *h, tn_js_w *w)
+{
+    size_t i;
+    tn_js_w_key(w, "DERPMap");
+    tn_js_w_object(w);
+    tn_js_w_key(w, "Regions");
+    tn_js_w_object(w);
+    for (i = 0; i < h->region_count; i++) wr_region(h, w, &h->regions[i]);
     tn_js_w_object_end(w);
     tn_js_w_object_end(w);
 }
@@ -1403,7 +1422,7 @@ static void request_feed(request *q, tn_js *js, const void *bytes, size_t len)
         case TN_JS_STRING:     request_string(q, js);      break;
         case TN_JS_NUMBER:     request_number(q, js);      break;
         case TN_JS_TRUE:       request_flag(q, js);        break;
-        case TN_JS_ERROR: case TN_JS_MORE: case TN_JS_PART: case TN_JS_FALSE: case TN_JS_NULL:
+        case TN_JS_ERROR: case TN_JS_MORE: case TN_JS_FALSE: case TN_JS_NULL:
         case TN_JS_END:        break;
         }
     }
@@ -1479,6 +1498,7 @@ struct conn {
     int      fd;
     stage    stage;
     bool     tls, readable, leaving, closed, gone, cut;
+    unsigned region;                        /* of the listener                            */
     uint64_t deadline_ms;                   /* of the present stage, or NEVER             */
     uint64_t moved_ms;                      /* when output last went, or there was none   */
     size_t   from, to, frame;               /* of out; the first whole frame of a relay   */
@@ -1558,10 +1578,18 @@ static void answer_register(stream *s, const char *url, const char *error, bool 
     s->len    = tn_wr_ok(&wr) ? tn_wr_len(&wr) : 0u;
 }
 
+/* Its key is not good any more. */
+static void close_relays(node *n)
+{
+    unsigned i;
+    for (i = 0; i < MAX_REGIONS; i++)
+        if (n->relay[i] != NULL) n->relay[i]->gone = true;
+}
+
 static void forget_node(host *h, node *n)
 {
     tell(h, "removed", n, NULL);
-    if (n->relay != NULL) n->relay->gone = true;
+    close_relays(n);
     memset(n, 0, sizeof *n);                /* its map streams notice by themselves       */
     index_nodes(h);
     names_changed(h);
@@ -1572,7 +1600,7 @@ static void expire_node(host *h, node *n)
 {
     n->expired   = true;
     n->expiry_ms = h->wall_ms;
-    if (n->relay != NULL) n->relay->gone = true;
+    close_relays(n);
     changed(h, n, PART_WHOLE);
     tell(h, "expired", n, NULL);
 }
@@ -1668,7 +1696,7 @@ static void let_in(host *h, control *k, stream *s, const char *tags, bool epheme
     }
     n->expired = false;
     if (memcmp(n->key, q->key, 32) != 0) {
-        if (n->relay != NULL) n->relay->gone = true;
+        close_relays(n);
         node_set_key(h, n, q->key);
     }
     tell(h, "registered", n, NULL);
@@ -2114,7 +2142,7 @@ static void relay_login(host *h, conn *c, tn_derp_event *ev)
     r->notice_ms    = h->now_ms;
     r->notices      = 3;
     c->deadline_ms  = TN_NEVER;
-    n->relay        = c;
+    n->relay[c->region] = c;
     randomly(nonce, sizeof nonce);
     tn_wr_over(&w, b, sizeof b);
     tn_derp_wr_server_info(&r->derp, &w, nonce, 0, 0);
@@ -2127,9 +2155,10 @@ static void relay_packet(host *h, conn *c, const tn_derp_event *ev)
 {
     relay   *r  = relay_of(c);
     node    *to = node_by_key(h, ev->key);
+    conn    *o  = to == NULL ? NULL : to->relay[c->region];
     uint8_t *room;
     tn_wr    w;
-    if (to == NULL || to->relay == NULL || to->relay->gone || to->relay->leaving) {
+    if (o == NULL || o->gone || o->leaving) {
         h->nobody++;
         for (; r->notices < 3 && h->now_ms - r->notice_ms >= 1000; r->notice_ms += 1000)
             r->notices++;
@@ -2139,14 +2168,13 @@ static void relay_packet(host *h, conn *c, const tn_derp_event *ev)
         tell_gone(h, c, ev->key, 1);
         return;
     }
-    if (ev->len > 65536 ||
-        (room = frame_room(h, to->relay, TN_DERP_KEYED_LEN + ev->len)) == NULL) {
+    if (ev->len > 65536 || (room = frame_room(h, o, TN_DERP_KEYED_LEN + ev->len)) == NULL) {
         h->dropped++;
         return;
     }
     tn_wr_over(&w, room, TN_DERP_KEYED_LEN + ev->len);
     tn_derp_wr_recv(&w, r->key, ev->data, ev->len);
-    to->relay->to += tn_wr_len(&w);
+    o->to += tn_wr_len(&w);
     r->talked[slot_of(h, to) / 8] |= (uint8_t)(1u << slot_of(h, to) % 8);
     h->relayed++;
 }
@@ -2163,7 +2191,7 @@ static void relay_input(host *h, conn *c, uint8_t *data, size_t len)
         if (r->id != 0 && (n->id != r->id || n->expired || memcmp(n->key, r->key, 32) != 0))
             ev.kind = TN_DERP_BROKEN;
         else if (r->id != 0)
-            n->relay = c;                   /* the last to speak is the one               */
+            n->relay[c->region] = c;        /* the last to speak is the one               */
         if (ev.kind == TN_DERP_BROKEN) {
             c->gone = true;
         } else if (ev.kind == TN_DERP_CLIENT_INFO) {
@@ -2197,14 +2225,14 @@ static void relay_end(host *h, conn *c)
     uint32_t i;
     node    *n = &h->nodes[r->slot];
     if (r->id == 0) return;
-    if (n->id == r->id && n->relay == c) {
-        n->relay = NULL;
+    if (n->id == r->id && n->relay[c->region] == c) {
+        n->relay[c->region] = NULL;
         tell(h, "relay-gone", n, NULL);
-    } else if (n->id == r->id && n->relay != NULL) {
+    } else if (n->id == r->id && n->relay[c->region] != NULL) {
         return;                             /* it has a newer connection                  */
     }
     for (i = 0; i < h->opt.max_nodes; i++) {
-        conn *to = h->nodes[i].relay;
+        conn *to = h->nodes[i].relay[c->region];
         if ((r->talked[i / 8] >> i % 8 & 1) != 0 && to != NULL && to != c && !to->gone)
             tell_gone(h, to, r->key, 0);
     }
@@ -2376,7 +2404,7 @@ static void http_route(host *h, conn *c)
             http_answer(h, c, 400, "text/plain", "missing next protocol\n", false);
         else become_control(h, c);
     } else if (strcmp(path, "/derp") == 0) {
-        if (!c->tls) http_answer(h, c, 404, NULL, "", false);
+        if (!c->tls && !h->opt.plain_relay) http_answer(h, c, 404, NULL, "", false);
         else if ((q->flags & TN_H1_TO_DERP) == 0) http_answer(h, c, 426, NULL, "", false);
         else become_relay(h, c, (q->flags & TN_H1_FAST_START) != 0);
     } else if (!get) {
@@ -2554,7 +2582,7 @@ static conn *conn_find(host *h)
     return best;
 }
 
-static void conn_begin(host *h, int listener, bool tls)
+static void conn_begin(host *h, int listener, bool tls, unsigned at)
 {
     int   fd = accept(listener, NULL, NULL), one = 1, seconds = 30, user_ms = 30000;
     conn *c;
@@ -2578,6 +2606,7 @@ static void conn_begin(host *h, int listener, bool tls)
     c->fd          = fd;
     c->stage       = AT_HTTP;
     c->tls         = tls;
+    c->region      = at;
     c->deadline_ms = h->now_ms + HELLO_MS;
     c->moved_ms    = h->now_ms;
     h->accepted++;
@@ -2669,6 +2698,8 @@ static bool admin_ok(tn_js_w *w)
 
 static void wr_admin_node(tn_js_w *w, const node *n)
 {
+    bool     relayed = false;
+    unsigned i;
     tn_js_w_object(w);
     tn_js_w_member_uint(w, "id", n->id);
     tn_js_w_member(w, "name", n->name);
@@ -2681,7 +2712,8 @@ static void wr_admin_node(tn_js_w *w, const node *n)
     tn_js_w_member(w, "os", n->os);
     tn_js_w_member(w, "tags", n->tags);
     tn_js_w_member_bool(w, "online", is_online(n));
-    tn_js_w_member_bool(w, "relay", n->relay != NULL);
+    for (i = 0; i < MAX_REGIONS; i++) relayed = relayed || n->relay[i] != NULL;
+    tn_js_w_member_bool(w, "relay", relayed);
     tn_js_w_member_bool(w, "expired", n->expired);
     tn_js_w_member_bool(w, "ephemeral", n->ephemeral);
     tn_js_w_member_bool(w, "disco", !tn_is_zero(n->disco, 32));
@@ -3200,6 +3232,8 @@ static const char usage[] =
     "  --max-nodes N        (64)           --ephemeral-s N   of an ephemeral node away (30)\n"
     "  --keepalive-s N      (50)           --no-early        no early payload\n"
     "  --node-ip4 A         IPv4 of the relay in maps        --cert-name N  its CertName\n"
+    "  --node-ip6 A         the same for IPv6                --plain-relay  also without TLS\n"
+    "  --relay ID,HOST,ADDR:PORT   another region's relay, at a port of its own; repeatable\n"
     "  --json               events on stdout                 -v  events on stderr\n\n"
     "selfhost --ask SOCKET list | stats | remove N | expire N | rename N NEW | approve ID |\n"
     "  policy allow|deny|only RULE..|add RULE..|file F | ping N c2n|head | stop-map N | drop N |\n"
@@ -3232,19 +3266,36 @@ static void take_number(uint32_t *dst, const char *text, uint32_t most)
     *dst = (uint32_t)v;
 }
 
+/* ID,HOST,ADDR:PORT of one more relay, which the first one's addresses do not hold for. */
+static void add_relay(host *h, const char *text)
+{
+    region     *r     = &h->regions[h->region_count];
+    const char *comma = strchr(text, ','), *where = comma == NULL ? NULL : strchr(comma + 1, ',');
+    uint64_t    id    = 0;
+    if (h->region_count == MAX_REGIONS || where == NULL ||
+        !tn_dec_parse(text, (size_t)(comma - text), 999, &id) || id == 0 || id == REGION ||
+        !tn_text_copy(r->name, sizeof r->name, comma + 1, (size_t)(where - comma - 1)))
+        die("no such relay: %s", text);
+    r->id = (uint16_t)id;
+    r->fd = open_socket(where + 1, SOCK_STREAM, &r->port);
+    if (r->fd < 0) die("cannot listen on %s: %s", where + 1, strerror(errno));
+    h->region_count++;
+}
+
 /* One option; returns how many words it took. */
 static int take_option(host *h, const char *name, const char *value)
 {
     options    *o = &h->opt;
     const char **texts[] = { &o->listen, &o->plain, &o->url, &o->cert, &o->key, &o->state,
                              &o->policy, &o->admin, &o->stun, &o->node_ip4, &o->cert_name,
-                             &o->domain };
+                             &o->domain, &o->node_ip6 };
     static const char *const names[] = { "--listen", "--plain", "--url", "--cert", "--key",
                                          "--state", "--policy", "--admin", "--stun", "--node-ip4",
-                                         "--cert-name", "--domain" };
+                                         "--cert-name", "--domain", "--node-ip6" };
     size_t i;
     if (strcmp(name, "--open-login") == 0) return o->open_login = true;
     if (strcmp(name, "--no-early") == 0) return o->no_early = true;
+    if (strcmp(name, "--plain-relay") == 0) return o->plain_relay = true;
     if (strcmp(name, "--json") == 0) return o->json = true;
     if (strcmp(name, "--deny") == 0) return o->deny = true;
     if (strcmp(name, "-v") == 0) return o->verbose = true;
@@ -3259,6 +3310,7 @@ static int take_option(host *h, const char *name, const char *value)
             return 2;
         }
     if (strcmp(name, "--authkey") == 0) add_key(h, value);
+    else if (strcmp(name, "--relay") == 0) add_relay(h, value);
     else if (strcmp(name, "--max-nodes") == 0) take_number(&o->max_nodes, value, MAX_NODES);
     else if (strcmp(name, "--ephemeral-s") == 0) take_number(&o->ephemeral_s, value, 86400);
     else if (strcmp(name, "--keepalive-s") == 0) take_number(&o->keepalive_s, value, 86400);
@@ -3273,6 +3325,7 @@ static void take_url(host *h)
 {
     const char *at = h->opt.url, *end, *colon;
     uint64_t    port = 443;
+    region     *r    = &h->regions[0];
     size_t      len;
     if (!tn_begins(at, strlen(at), "https://")) die("--url has to begin with https://");
     at += 8;
@@ -3287,18 +3340,21 @@ static void take_url(host *h)
         at++;
         len -= 2;
     }
-    if (!tn_text_copy(h->name, sizeof h->name, at, len) || len == 0) die("no host in --url");
-    h->port = (uint16_t)port;
+    if (!tn_text_copy(r->name, sizeof r->name, at, len) || len == 0) die("no host in --url");
+    r->id   = REGION;
+    r->port = (uint16_t)port;
+    r->ip4  = h->opt.node_ip4;
+    r->ip6  = h->opt.node_ip6;
 }
 
-static void set_up(host *h)
+/* All the memory that a server of max_nodes ever takes. */
+static void set_up_tables(host *h)
 {
     size_t   i;
     unsigned k;
-    uint16_t port = 0;
     told    *t;
     body    *b;
-    h->conn_count = 2 * (size_t)h->opt.max_nodes + 16;
+    h->conn_count = (1 + h->region_count) * (size_t)h->opt.max_nodes + 16;
     h->answer_cap = 65536 + 1536 * (size_t)h->opt.max_nodes;
     h->nodes  = (node *)calloc(h->opt.max_nodes, sizeof(node));
     h->conns  = (conn *)calloc(h->conn_count, sizeof(conn));
@@ -3313,6 +3369,12 @@ static void set_up(host *h)
     }
     for (k = 0; k < MAX_ADMINS; k++) h->admins[k].fd = -1;
     huffman_init(&h->huff);
+}
+
+static void set_up(host *h)
+{
+    uint16_t port = 0;
+    set_up_tables(h);
     take_url(h);
     load_certificate(h);
     load_state(h);
@@ -3321,8 +3383,8 @@ static void set_up(host *h)
     if (h->rule_count == 0 && !h->opt.deny && h->opt.policy == NULL) (void)add_rule(h, "*>*:*");
     names_changed(h);
     h->plain_fd = h->stun_fd = h->admin_fd = -1;
-    h->tls_fd = open_socket(h->opt.listen, SOCK_STREAM, &port);
-    if (h->tls_fd < 0) die("cannot listen on %s: %s", h->opt.listen, strerror(errno));
+    h->regions[0].fd = open_socket(h->opt.listen, SOCK_STREAM, &port);
+    if (h->regions[0].fd < 0) die("cannot listen on %s: %s", h->opt.listen, strerror(errno));
     if (h->opt.plain != NULL && (h->plain_fd = open_socket(h->opt.plain, SOCK_STREAM, &port)) < 0)
         die("cannot listen on %s: %s", h->opt.plain, strerror(errno));
     if (h->opt.stun != NULL &&
@@ -3364,38 +3426,12 @@ static void forget_old(host *h)
     if (h->ping_start_ms != 0 && h->now_ms - h->ping_start_ms > PING_MS) ping_answered(h, NULL, 0);
 }
 
-/* One turn of the loop: wait, take what came, give what is due. */
-static void turn(host *h, struct pollfd *fds)
+/* Takes what came on the connections, gives what is due. */
+static void work(host *h)
 {
     uint32_t clock = h->clock;
-    size_t   i, n = 0;
-    unsigned k;
-    int      fixed[4];
-    fixed[0] = h->tls_fd;
-    fixed[1] = h->plain_fd;
-    fixed[2] = h->stun_fd;
-    fixed[3] = h->admin_fd;
-    for (k = 0; k < 4 + MAX_ADMINS; k++, n++) {
-        fds[n].fd     = k < 4 ? fixed[k] : h->admins[k - 4].fd;
-        fds[n].events = POLLIN;
-    }
-    for (i = 0; i < h->conn_count; i++, n++) {
-        fds[n].fd     = h->conns[i].stage == AT_FREE ? -1 : h->conns[i].fd;
-        fds[n].events = fds[n].fd < 0 ? (short)0 : conn_wants(&h->conns[i]);
-    }
-    if (poll(fds, (nfds_t)n, h->again ? 0 : 1000) < 0 && errno != EINTR) die("poll failed");
-    read_clocks(h);
+    size_t   i;
     h->again = false;
-    for (i = 0; i < h->conn_count; i++)
-        if (fds[4 + MAX_ADMINS + i].fd >= 0 &&
-            (fds[4 + MAX_ADMINS + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0)
-            h->conns[i].readable = true;
-    if ((fds[0].revents & POLLIN) != 0) conn_begin(h, h->tls_fd, true);
-    if ((fds[1].revents & POLLIN) != 0) conn_begin(h, h->plain_fd, false);
-    if ((fds[2].revents & POLLIN) != 0) stun_work(h);
-    if ((fds[3].revents & POLLIN) != 0) admin_accept(h);
-    for (k = 0; k < MAX_ADMINS; k++)
-        if (fds[4 + k].fd >= 0 && fds[4 + k].revents != 0) admin_work(h, &h->admins[k]);
     forget_old(h);
     for (i = 0; i < h->conn_count; i++) conn_work(h, &h->conns[i]);
     for (i = 0; i < h->conn_count; i++) {
@@ -3405,8 +3441,43 @@ static void turn(host *h, struct pollfd *fds)
         conn_limits(h, c);
         if (c->gone) conn_end(h, c);
     }
-    if (h->dirty) save_state(h);
     h->again = h->again || clock != h->clock;
+}
+
+/* One turn of the loop: wait, see who comes, work. */
+static void turn(host *h, struct pollfd *fds)
+{
+    enum { LISTENERS = 3 + MAX_REGIONS, CONNS = LISTENERS + MAX_ADMINS };
+    size_t   i, n = 0;
+    unsigned k;
+    int      fixed[LISTENERS];
+    fixed[0] = h->plain_fd;
+    fixed[1] = h->stun_fd;
+    fixed[2] = h->admin_fd;
+    for (k = 0; k < MAX_REGIONS; k++) fixed[3 + k] = k < h->region_count ? h->regions[k].fd : -1;
+    for (k = 0; k < CONNS; k++, n++) {
+        fds[n].fd     = k < LISTENERS ? fixed[k] : h->admins[k - LISTENERS].fd;
+        fds[n].events = POLLIN;
+    }
+    for (i = 0; i < h->conn_count; i++, n++) {
+        fds[n].fd     = h->conns[i].stage == AT_FREE ? -1 : h->conns[i].fd;
+        fds[n].events = fds[n].fd < 0 ? (short)0 : conn_wants(&h->conns[i]);
+    }
+    if (poll(fds, (nfds_t)n, h->again ? 0 : 1000) < 0 && errno != EINTR) die("poll failed");
+    read_clocks(h);
+    for (i = 0; i < h->conn_count; i++)
+        if (fds[CONNS + i].fd >= 0 && (fds[CONNS + i].revents & (POLLIN | POLLHUP | POLLERR)) != 0)
+            h->conns[i].readable = true;
+    for (k = 0; k < h->region_count; k++)
+        if ((fds[3 + k].revents & POLLIN) != 0) conn_begin(h, fixed[3 + k], true, k);
+    if ((fds[0].revents & POLLIN) != 0) conn_begin(h, h->plain_fd, false, 0);
+    if ((fds[1].revents & POLLIN) != 0) stun_work(h);
+    if ((fds[2].revents & POLLIN) != 0) admin_accept(h);
+    for (k = 0; k < MAX_ADMINS; k++)
+        if (fds[LISTENERS + k].fd >= 0 && fds[LISTENERS + k].revents != 0)
+            admin_work(h, &h->admins[k]);
+    work(h);
+    if (h->dirty) save_state(h);
 }
 
 static volatile sig_atomic_t stop_asked;
@@ -3423,6 +3494,7 @@ int main(int argc, char **argv)
     struct pollfd *fds;
     int            i;
     if (argc > 3 && strcmp(argv[1], "--ask") == 0) return ask(argc - 2, argv + 2);
+    h.region_count    = 1;
     h.opt.max_nodes   = 64;
     h.opt.ephemeral_s = 30;
     h.opt.keepalive_s = 50;
@@ -3434,7 +3506,7 @@ int main(int argc, char **argv)
         return 1;
     }
     set_up(&h);
-    fds = (struct pollfd *)calloc(h.conn_count + 4 + MAX_ADMINS, sizeof *fds);
+    fds = (struct pollfd *)calloc(h.conn_count + 3 + MAX_REGIONS + MAX_ADMINS, sizeof *fds);
     if (fds == NULL) die("not enough memory");
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, on_signal);

@@ -56,7 +56,7 @@ static void h1(story *s, const uint8_t *src, size_t len, bool request, bool whol
 static void h2(story *s, const uint8_t *src, size_t len, tn_h2_role role, bool whole)
 {
     static uint8_t out[4096];
-    static const tn_h2_request rq = { "GET", "/", "u", { NULL, NULL }, TN_H2_NO_LENGTH, false };
+    static const tn_h2_request rq = { "GET", "/", "u", TN_H2_NO_LENGTH, false };
     tn_h2       h;
     tn_h2_event ev;
     tn_wr       w;

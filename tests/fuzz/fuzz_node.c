@@ -29,6 +29,7 @@ static int      sink_random(void *user, void *dst, size_t size)
     return 0;
 }
 static volatile uint8_t seen;
+static uint8_t          last_stun[12];      /* id of the request sent last        */
 static void touch(const tailnet_buf *pkts, size_t count)
 {
     size_t i, k;
@@ -39,6 +40,7 @@ static int sink_udp(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_
 {
     (void)user;
     if (to->family != 4 && to->family != 6) abort();
+    if (pkts->len == TN_STUN_REQUEST_LEN) memcpy(last_stun, pkts->base + pkts->off + 8, 12);
     touch(pkts, count);
     return 0;
 }
@@ -82,8 +84,13 @@ static void begin(void)
     setvbuf(stdout, NULL, _IOLBF, 0);
     world = nw_begin(1);
     world->calm = true;
+    world->udp  = true;
     nw_pair(world, &node, &peer);
-    nw_run(world, 1000);
+    nw_network(node, true);
+    nw_network(peer, true);
+    nw_run(world, 5000);
+    CHECK(nw_send(node, peer, 7, "directly") == TAILNET_OK);
+    nw_run(world, 3000);
     c = nw_conn_to(node, 0);
     r = nw_conn_to(node, 1);
     if (!tn_test_ok || c == NULL || r == NULL) abort();
@@ -177,15 +184,6 @@ static void sealed_by_peer(const uint8_t *data, size_t size)
     by_relay(gram, work.len + TN_WG_OVERHEAD);
 }
 
-static void disco_by_peer(const uint8_t *data, size_t size)
-{
-    uint8_t gram[4096], nonce[24];
-    tn_wr   t;
-    memset(nonce, 3, sizeof nonce);
-    tn_disco_begin(&t, gram, sizeof gram, peer_disco, nonce);
-    tn_wr_bytes(&t, data, size);
-    by_relay(gram, tn_disco_finish(&t, box));
-}
 
 /* Bytes inside Noise, as the server writes them. */
 static void by_control(const uint8_t *data, size_t size)
@@ -232,6 +230,33 @@ static void datagram(const uint8_t *data, size_t size)
     (void)tailnet_udp_input(node->n, &peer->place, &b, 1);
 }
 
+/* In the box of its disco key; a pong by UDP answers the ping that its first byte
+ * names, if there was one. */
+static void disco_by_peer(const uint8_t *data, size_t size, bool relay)
+{
+    uint8_t gram[2048], nonce[24];
+    tn_wr   t;
+    size_t  len;
+    memset(nonce, 3, sizeof nonce);
+    tn_disco_begin(&t, gram, sizeof gram, peer_disco, nonce);
+    tn_wr_bytes(&t, data, size);
+    len = tn_disco_finish(&t, box);
+    if (relay) by_relay(gram, len);
+    else       datagram(gram, len);
+}
+
+/* An answer to the last STUN request of the node, or to none. */
+static void stun_answer(const uint8_t *data, size_t size)
+{
+    uint8_t gram[2048];
+    if (size < 20) return;
+    memcpy(gram, data, size);
+    gram[0] = gram[1] = 1;
+    tn_put_u32be(gram + 4, TN_STUN_COOKIE);
+    memcpy(gram + 8, last_stun, 12);
+    datagram(gram, size);
+}
+
 static void wish(unsigned what)
 {
     tailnet_network net;
@@ -239,6 +264,12 @@ static void wish(unsigned what)
     tailnet_addr    ip;
     nw_ip4(2, &ip);
     memset(&net, 0, sizeof net);
+    net.addrs           = &node->place;
+    net.addr_count      = what & 1;
+    net.gateway.family  = 4;
+    net.gateway.ip[0]   = 10;
+    prefs.relay_only    = (what & 128) != 0;
+    prefs.metered       = (what & 256) != 0;
     prefs.shields_up  = (what & 16) != 0;
     prefs.home_region = what >> 5;
     net.changed       = (what & 16) != 0;
@@ -291,12 +322,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         case 6: stream_in(open_links[0] != 0 ? open_links[0] : control_link, at, len); break;
         case 7: case 8: application(at, len, what >> 4); break;
         case 9: datagram(at, len); break;
-        case 10: disco_by_peer(at, len); break;
+        case 10: disco_by_peer(at, len, (what & 16) != 0); break;
         case 11: wish(len); len = 0; break;
         case 12: link_event(len); len = 0; break;
         case 13: world->now_ms += len; len = 0; break;
         case 14: world->now_ms += (uint64_t)len * 1000; len = 0; break;
-        default: break;
+        default: stun_answer(at, len); break;
         }
         (void)tn_rd_bytes(&in, len);
         look();

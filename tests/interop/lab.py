@@ -27,6 +27,8 @@ GO = os.path.join(TOP, "build/go")
 HUB = "10.99.0.1"
 CONTROL_NAME = "control.lab"
 OS_NAME = "linux"
+# Another build of ours than the usual one, for instance a broken one.
+OURS = os.environ.get("TAILNETD", "build/tailnetd")
 
 
 class Failed(Exception):
@@ -176,19 +178,26 @@ class Process:
 class Lab:
     """One test's world. `with Lab(folder) as lab:` starts the control server."""
 
+    hub, hub6, port = HUB, None, 8443
+
     def __init__(self, folder, stand_in=False):
         self.folder = folder
         self.stand_in = stand_in
         self.processes = []
         self.next_node = 1
         self.pki = Pki(os.path.join(folder, "pki"))
-        self.cert, self.key = self.pki.server("server")
+        alt = ["DNS:" + CONTROL_NAME, "IP:127.0.0.1", "IP:" + self.hub]
+        self.cert, self.key = self.pki.server("server", alt=",".join(
+            alt + (["IP:" + self.hub6] if self.hub6 else [])))
 
     def __enter__(self):
         # A bridge that is the internet of this test.
         run(["ip", "link", "set", "lo", "up"])
-        run(["ip", "link", "add", "br0", "type", "bridge"])
-        run(["ip", "address", "add", HUB + "/24", "dev", "br0"])
+        # With an address of its own; else it changes with the ports, unknown to the nodes.
+        run(["ip", "link", "add", "br0", "address", "02:00:0a:63:00:01", "type", "bridge"])
+        run(["ip", "address", "add", self.hub + "/24", "dev", "br0"])
+        if self.hub6:
+            run(["ip", "address", "add", self.hub6 + "/64", "dev", "br0", "nodad"])
         run(["ip", "link", "set", "br0", "up"])
         return self
 
@@ -237,7 +246,7 @@ class Lab:
 
 HEADSCALE_CONFIG = """\
 server_url: {url}
-listen_addr: 10.99.0.1:8443
+listen_addr: "{listen}:{port}"
 metrics_listen_addr: 127.0.0.1:9090
 grpc_listen_addr: 127.0.0.1:50443
 noise: {{ private_key_path: {dir}/noise_private.key }}
@@ -249,10 +258,10 @@ derp:
     region_code: lab
     region_name: Lab
     verify_clients: true
-    stun_listen_addr: 10.99.0.1:3478
+    stun_listen_addr: "{listen}:3478"
     private_key_path: {dir}/derp_private.key
     automatically_add_embedded_derp_region: true
-    ipv4: 10.99.0.1
+    ipv4: {hub}{ipv6}
   urls: []
   paths: [{paths}]
   auto_update_enabled: false
@@ -271,42 +280,48 @@ log: {{ level: debug, format: text }}
 logtail: {{ enabled: false }}
 """
 
-RELAY_MAP = """\
-regions:
-  900:
-    regionid: 900
-    regioncode: own
-    regionname: Own
+RELAY_REGION = """\
+  {region}:
+    regionid: {region}
+    regioncode: own{region}
+    regionname: Own {region}
     nodes:
-      - name: 900a
-        regionid: 900
-        hostname: 10.99.0.1
-        ipv4: 10.99.0.1
+      - name: {region}a
+        regionid: {region}
+        hostname: {hub}
+        ipv4: {hub}
         ipv6: none
-        derpport: 8445
-        stunport: 3480
+        derpport: {port}
+        stunport: {stun}
 """
+
+
+def relay_map(relays):
+    """The file that names relays of ours to headscale."""
+    return "regions:\n" + "".join(RELAY_REGION.format(
+        region=r.region, hub=r.lab.hub, port=r.port, stun=r.stun) for r in relays)
+
 
 OPEN_POLICY = {"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}
 
 
 class Relay:
-    """The official derper as a program of its own."""
+    """The official derper as a program of its own, one region with one relay."""
 
-    def __init__(self, lab):
-        folder = os.path.join(lab.folder, "derper")
+    def __init__(self, lab, region=900, port=8445, stun=3480):
+        folder = os.path.join(lab.folder, "derper%d-%d" % (region, port))
         os.makedirs(folder)
-        shutil.copy(lab.cert, os.path.join(folder, HUB + ".crt"))
-        shutil.copy(lab.key, os.path.join(folder, HUB + ".key"))
-        self.lab = lab
-        self.process = lab.process("derper", [
-            GO + "/derper", "-a", HUB + ":8445", "-http-port", "-1", "-hostname", HUB,
-            "-certmode", "manual", "-certdir", folder, "-stun-port", "3480",
-            "-c", os.path.join(folder, "key.json")])
+        shutil.copy(lab.cert, os.path.join(folder, lab.hub + ".crt"))
+        shutil.copy(lab.key, os.path.join(folder, lab.hub + ".key"))
+        self.lab, self.region, self.port, self.stun = lab, region, port, stun
+        self.process = lab.process("derper%d-%d" % (region, port), [
+            GO + "/derper", "-a", "%s:%d" % (lab.hub, port), "-http-port", "-1",
+            "-hostname", lab.hub, "-certmode", "manual", "-certdir", folder,
+            "-stun-port", str(stun), "-c", os.path.join(folder, "key.json")])
         self.wait_up()
 
     def wait_up(self):
-        wait_for("derper listens", lambda: listening(HUB, 8445))
+        wait_for("derper listens", lambda: listening(self.lab.hub, self.port))
 
     def restart(self, gone=0.0):
         self.process.kill()
@@ -325,27 +340,38 @@ def listening(host, port):
 class Headscale:
     """The control server, by default with its own relay built in."""
 
-    def __init__(self, lab, relay=None, cert=None, key=None, by_name=False, tls=True, policy=None):
+    def __init__(self, lab, relay=None, cert=None, key=None, by_name=False, tls=True, policy=None,
+                 both=False):
         self.lab = lab
         # The socket's path has to be short.
         self.folder = "/run/headscale"
         os.makedirs(self.folder, exist_ok=True)
         scheme = "https" if tls else "http"
-        self.url = "%s://%s:8443" % (scheme, CONTROL_NAME if by_name else HUB)
-        paths = lab.write("relay.yaml", RELAY_MAP) if relay else ""
+        self.url = "%s://%s%s" % (scheme, CONTROL_NAME if by_name else lab.hub,
+                                  "" if lab.port == 443 else ":%d" % lab.port)
+        paths = self.relays(relay if isinstance(relay, list) else [relay]) if relay else ""
         cert, key = cert or lab.cert, key or lab.key
         self.config = lab.write("headscale.yaml", HEADSCALE_CONFIG.format(
-            url=self.url, dir=self.folder, embedded="false" if relay else "true", paths=paths,
+            url=self.url, dir=self.folder, hub=lab.hub, port=lab.port,
+            listen="[::]" if lab.hub6 else lab.hub,
+            ipv6="\n    ipv6: " + lab.hub6 if lab.hub6 else "",
+            embedded="false" if relay and not both else "true", paths=paths,
             tls="tls_cert_path: %s\ntls_key_path: %s" % (cert, key) if tls else ""))
         self.policy(policy or OPEN_POLICY, reload=False)
         self.process = lab.process("headscale", [GO + "/headscale", "-c", self.config, "serve"])
         self.wait_up()
         self.cli("users", "create", "lab")
 
+    def relays(self, relays):
+        """Writes the map of relays, read when it starts; the file's name."""
+        return self.lab.write("relay.yaml", relay_map(relays))
+
     def wait_up(self):
+        lab = self.lab
+
         def up():
             check(self.process.alive(), "headscale ended: " + self.process.logged()[-800:])
-            return listening(HUB, 8443) and os.path.exists(self.folder + "/hs.sock")
+            return listening(lab.hub, lab.port) and os.path.exists(self.folder + "/hs.sock")
         wait_for("headscale listens", up)
 
     def restart(self, gone=0.0):
@@ -441,9 +467,9 @@ class TestControl:
 class GoNode:
     """The official client with a TUN device in a namespace of its own."""
 
-    def __init__(self, lab, host, relay_only=True, userspace=False):
+    def __init__(self, lab, host, relay_only=True, userspace=False, place=None, port=41641):
         self.lab, self.host = lab, host
-        self.ns, self.address = lab.namespace()
+        self.ns, self.address = (place or lab).namespace()
         self.state = os.path.join(lab.folder, host)
         os.makedirs(self.state, exist_ok=True)
         self.socket = "/run/%s.sock" % host
@@ -453,7 +479,7 @@ class GoNode:
             env["TS_DEBUG_ALWAYS_USE_DERP"] = "1"
         self.process = lab.process("tailscaled-" + host, [
             GO + "/tailscaled", "--tun=" + (self.tun or "userspace-networking"),
-            "--statedir=" + self.state, "--socket=" + self.socket, "--port=41641",
+            "--statedir=" + self.state, "--socket=" + self.socket, "--port=%d" % port,
             "--no-logs-no-support"], ns=self.ns, env=env)
         self.ip4 = self.ip6 = self.url = None
         self.name = host
@@ -466,10 +492,12 @@ class GoNode:
         """Joins; --accept-dns=false because it would write /etc/resolv.conf."""
         wait_for("tailscaled answers", lambda: os.path.exists(self.socket))
         words = ["up", "--login-server=" + control.url, "--hostname=" + self.host,
-                 "--accept-dns=false", "--netfilter-mode=off", "--timeout=40s"]
+                 "--accept-dns=false", "--netfilter-mode=off", "--timeout=20s"]
         if auth_key:
             words.append("--authkey=" + auth_key)
-        self.cli(*words, *flags)
+        # Now and then its login gets stuck until it is asked once more.
+        if self.cli(*words, *flags, ok=False).returncode != 0:
+            self.cli(*words, *flags)
         self.learn()
         return self
 
@@ -524,9 +552,9 @@ class OurNode:
     """build/tailnetd in a namespace of its own, followed by its JSON events."""
 
     def __init__(self, lab, host, tun=None, relay_only=True, ephemeral=False, tags=None,
-                 ca="lab", port=None, extra=(), program="build/tailnetd", state=None):
+                 ca="lab", port=None, extra=(), program=OURS, state=None, place=None):
         self.lab, self.host, self.tun = lab, host, tun
-        self.ns, self.address = lab.namespace()
+        self.ns, self.address = (place or lab).namespace()
         self.state_file = state or os.path.join(lab.folder, host + ".state")
         ca = lab.pki.ca if ca == "lab" else ca
         self.flags = ["--hostname", host, "--state", self.state_file]

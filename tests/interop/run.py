@@ -100,9 +100,9 @@ def may_run():
     return None
 
 
-def one(name, stand_in):
-    """Runs a test and returns its output, count and time."""
-    words = isolation() + [sys.executable, os.path.abspath(__file__), "--inside", name]
+def one(name, stand_in, script=__file__):
+    """Runs a test (of another copy of this script) and returns its output, count and time."""
+    words = isolation() + [sys.executable, os.path.abspath(script), "--inside", name]
     begin = time.monotonic()
     try:
         done = subprocess.run(words + (["--stand-in"] if stand_in else []),

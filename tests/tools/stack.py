@@ -56,11 +56,13 @@ INDIRECT = [
 # Ways that the graph has and the program never goes: under the first, none of the
 # second is called, for the reason. The links' unit tests hold the program to it.
 PUBLIC_KEY_WORK = r"flash\.c:tn_tls_x_\w+|br_(ecdsa|rsa)_\w+|ec_\w+\.c:api_\w+"
+HANDSHAKE_WORK = (PUBLIC_KEY_WORK + r"|br_ssl_engine_(switch_\w+|compute_master)|"
+                  r"ssl_engine\.c:compute_key_block|br_tls12_\w+_prf")
 CUTS = [
     # BearSSL's record layer resumes the handshake's program whenever bytes move. On
     # an open link that has nothing left to do: renegotiation is refused
     # (BR_OPT_NO_RENEGOTIATION), and only open links are written to.
-    (r"flash\.c:tn_link_(flush|write)", PUBLIC_KEY_WORK),
+    (r"flash\.c:tn_link_(flush|write)", HANDSHAKE_WORK),
     # ">>link: An input call does no public-key work": bytes for a handshake are
     # kept for tailnet_poll.
     (r"tailnet_(tcp_input|tcp_commit|udp_input|ip_input)", PUBLIC_KEY_WORK),

@@ -56,11 +56,17 @@ enum {
     NW_FRAME   = 70 * 1024,                 /* largest DERP frame a relay keeps   */
     NW_MEMORY  = 192 * 1024,
     NW_KEPT    = 64,                        /* packets an application remembers   */
-    NW_GRAMS   = 64,
+    NW_GRAMS   = 96,
+    NW_HOLES   = 40,                        /* of a NAT                           */
     NW_TURNS   = 40000                      /* at one instant: somebody spins     */
 };
 
 #define NW_UNIX_MS UINT64_C(1800000000000)  /* when now_ms is 0: January 2027     */
+
+/* What stands between a node and the world, for IPv4: nothing; a NAT that keeps a
+ * mapping for all, or one that makes one for each address; both let in only who was
+ * written to. BLOCKED: no datagram passes, of either family. */
+typedef enum nw_nat { NW_OPEN, NW_EASY, NW_HARD, NW_BLOCKED } nw_nat;
 
 typedef struct nw_world nw_world;
 typedef struct nw_node  nw_node;
@@ -106,6 +112,7 @@ typedef struct nw_member {
     char     name[32];
     char     more[512];                     /* further members of its Node        */
     char     allowed[200];                  /* AllowedIPs instead of its addresses */
+    char     endpoints[600];                /* as it told them                    */
     nw_node *node;                          /* NULL: a ghost                      */
     nw_conn *conn;                          /* of its map stream                  */
     uint32_t stream;
@@ -157,13 +164,27 @@ typedef struct nw_gram {
     uint8_t      data[1700];
 } nw_gram;
 
+/* Where a NAT lets datagrams in again: from there to this port of its. */
+typedef struct nw_hole {
+    tailnet_addr to;
+    uint16_t     port;
+    uint64_t     until_ms;
+} nw_hole;
+
 struct nw_node {
     nw_world      *w;
     tailnet_node  *n;
     tailnet_desc   desc;
     unsigned       number;
     char           name[32];
-    tailnet_addr   place;                   /* its UDP socket                     */
+    tailnet_addr   place, place6;           /* its UDP sockets; family 0: none    */
+    nw_nat         nat;
+    unsigned       renumbered;              /* its NAT has another address        */
+    unsigned       lan;                     /* nodes of one number, not 0, share a NAT */
+    tailnet_addr   gateway;
+    nw_hole        holes[NW_HOLES];
+    unsigned       hole;
+    uint64_t       udp_bytes;
     nw_conn       *conns[8];
     uint8_t        state[TAILNET_STATE_SIZE];
     size_t         state_len;
@@ -223,6 +244,13 @@ struct nw_world {
     bool      (*tap)(nw_world *w, const uint8_t from[32], const uint8_t to[32], const uint8_t *data,
                      size_t len);           /* sees what goes through relays; false: it is lost */
     bool        relay_drop;
+    bool        keep_secret;                /* no member hears others' endpoints  */
+    bool        udp;                        /* STUN servers answer                */
+    uint32_t    udp_ms;                     /* of a datagram's way, besides 1     */
+    uint32_t    stun_ms[NW_REGIONS + 1];    /* more until a region's server answers */
+    unsigned    stuns;                      /* requests that were answered        */
+    bool      (*udp_tap)(nw_world *w, nw_node *from, const tailnet_addr *to, const uint8_t *data,
+                         size_t len);       /* sees what nodes send by UDP; false: lost */
     nw_node     nodes[NW_NODES];
     unsigned    count;
     nw_member   members[NW_MEMBERS];
@@ -405,22 +433,72 @@ static int nw_io_random(void *user, void *dst, size_t size)
     return d->random_fails ? -1 : 0;
 }
 
+/* A datagram is on its way. */
+static void nw_gram_put(nw_world *w, const tailnet_addr *from, const tailnet_addr *to,
+                        const uint8_t *data, size_t len)
+{
+    nw_gram *g = w->grams;
+    while (g < w->grams + NW_GRAMS && g->at_ms != 0) g++;
+    if (g == w->grams + NW_GRAMS || len > sizeof g->data) return;
+    g->at_ms = w->now_ms + 1 + w->latency_ms + w->udp_ms;
+    g->from  = *from;
+    g->to    = *to;
+    g->len   = (uint32_t)len;
+    memcpy(g->data, data, len);
+}
+
+/* The outside of a node's NAT, without port. */
+static void nw_outside(const nw_node *d, tailnet_addr *out)
+{
+    memset(out, 0, sizeof *out);
+    out->family = 4;
+    out->ip[0]  = 198;
+    out->ip[1]  = 51;
+    out->ip[2]  = (uint8_t)(100 + d->renumbered);
+    out->ip[3]  = (uint8_t)(d->lan != 0 ? 100 + d->lan : d->number + 1);
+}
+
+static nw_hole *nw_hole_for(nw_node *d, const tailnet_addr *to, uint16_t port)
+{
+    unsigned i;
+    for (i = 0; i < NW_HOLES; i++) {
+        nw_hole *h = &d->holes[i];
+        if (h->until_ms > d->w->now_ms && tn_addr_same(&h->to, to) && (port == 0 || h->port == port))
+            return h;
+    }
+    return NULL;
+}
+
+/* The source that the world sees; remembers that answers may come in. */
+static void nw_nat_out(nw_node *d, const tailnet_addr *to, tailnet_addr *from)
+{
+    nw_hole *h = nw_hole_for(d, to, 0);
+    if (h == NULL) {
+        h       = &d->holes[d->hole++ % NW_HOLES];
+        h->to   = *to;
+        h->port = (uint16_t)(d->nat == NW_HARD ? 32768 + nw_below(d->w, 32000) : 20000 + d->number);
+    }
+    h->until_ms = d->w->now_ms + 30000;
+    nw_outside(d, from);
+    from->port = h->port;
+}
+
 static int nw_io_udp(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t count)
 {
-    nw_node *d = (nw_node *)user;
-    size_t   i, k;
+    nw_node     *d    = (nw_node *)user;
+    tailnet_addr from = to->family == 6 ? d->place6 : d->place;
+    size_t       i;
+    if (to->family == 4 && (to->ip[0] != 10 || d->lan == 0) && (d->nat == NW_EASY || d->nat == NW_HARD))
+        nw_nat_out(d, to, &from);
     for (i = 0; i < count; i++) {
+        const uint8_t *data = pkts[i].base + pkts[i].off;
         d->udp_sent++;
-        nw_note(d->w, pkts[i].base + pkts[i].off, pkts[i].len);
-        for (k = 0; k < NW_GRAMS && d->w->grams[k].at_ms != 0; k++) {}
-        if (k == NW_GRAMS || pkts[i].len > sizeof d->w->grams[k].data) continue;
-        d->w->grams[k].at_ms = d->w->now_ms + 1 + d->w->latency_ms;
-        d->w->grams[k].from  = d->place;
-        d->w->grams[k].to    = *to;
-        d->w->grams[k].len   = pkts[i].len;
-        memcpy(d->w->grams[k].data, pkts[i].base + pkts[i].off, pkts[i].len);
+        d->udp_bytes += pkts[i].len;
+        nw_note(d->w, data, pkts[i].len);
+        if (d->w->udp_tap != NULL && !d->w->udp_tap(d->w, d, to, data, pkts[i].len)) continue;
+        if (d->nat != NW_BLOCKED && from.family != 0) nw_gram_put(d->w, &from, to, data, pkts[i].len);
     }
-    return 0;
+    return from.family == 0 ? -1 : 0;
 }
 
 static void nw_io_ip(void *user, tailnet_buf *pkts, size_t count)
@@ -572,6 +650,21 @@ static nw_node *nw_add(nw_world *w, const char *name)
     return d;
 }
 
+/* Tells the node what its network is. */
+static void nw_network(nw_node *d, bool changed)
+{
+    tailnet_network net;
+    tailnet_addr    own[2];
+    memset(&net, 0, sizeof net);
+    net.addrs = own;
+    if (d->place.family != 0) own[net.addr_count++] = d->place;
+    if (d->place6.family != 0) own[net.addr_count++] = d->place6;
+    net.gateway = d->gateway;
+    net.changed = changed;
+    d->touched  = true;
+    CHECK(tailnet_set_network(d->n, &net) == TAILNET_OK);
+}
+
 /* Makes the node, with the state that was saved last if there is one. */
 static tailnet_result nw_make(nw_node *d)
 {
@@ -709,6 +802,10 @@ static void nw_put_node(nw_world *w, tn_wr *t, const nw_member *m)
     tn_wr_dec(t, m->home);
     tn_wr_text(t, m->unapproved ? "" : ",\"MachineAuthorized\":true");
     tn_wr_text(t, m->expired ? ",\"Expired\":true" : "");
+    if (m->endpoints[0] != '\0') {
+        tn_wr_text(t, ",\"Endpoints\":");
+        tn_wr_text(t, m->endpoints);
+    }
     tn_wr_text(t, m->more);
     tn_wr_text(t, "}");
 }
@@ -727,6 +824,8 @@ static void nw_put_regions(nw_world *w, tn_wr *t)
         tn_wr_text(t, ",\"HostName\":\"relay");
         tn_wr_dec(t, i);
         tn_wr_text(t, ".test\",\"IPv4\":\"192.0.2.");
+        tn_wr_dec(t, i);
+        tn_wr_text(t, "\",\"IPv6\":\"2001:db8:1::");
         tn_wr_dec(t, i);
         tn_wr_text(t, "\"}]}");
     }
@@ -896,7 +995,7 @@ static bool nw_take_facts(nw_world *w, nw_member *m, const char *json)
     char        text[128];
     uint8_t     disco[32];
     uint16_t    home = 0;
-    const char *at   = strstr(json, "\"PreferredDERP\":");
+    const char *at   = strstr(json, "\"PreferredDERP\":"), *end;
     size_t      len  = nw_json_text(json, "DiscoKey", text, sizeof text);
     bool        changed;
     if (at != NULL) home = (uint16_t)atoi(at + 16);
@@ -904,7 +1003,13 @@ static bool nw_take_facts(nw_world *w, nw_member *m, const char *json)
         nw_wrong(w, "no DiscoKey in a map request");
         return false;
     }
-    changed = home != m->home || memcmp(disco, m->disco, 32) != 0;
+    at  = strstr(json, "\"Endpoints\":[");
+    end = at == NULL ? NULL : strstr(at + 12, "\"]");
+    len = end == NULL ? 0 : (size_t)(end - at) - 10;
+    if (len >= sizeof m->endpoints || w->keep_secret) len = 0;
+    changed = home != m->home || memcmp(disco, m->disco, 32) != 0 ||
+              strlen(m->endpoints) != len || (len != 0 && memcmp(m->endpoints, at + 12, len) != 0);
+    (void)tn_text_copy(m->endpoints, sizeof m->endpoints, len == 0 ? "" : at + 12, len);
     m->home = home;
     memcpy(m->disco, disco, 32);
     return changed;
@@ -1015,18 +1120,17 @@ static void nw_take_request(nw_world *w, nw_conn *c, nw_stream *s)
 }
 
 /* A 429 with its header, which the header's own server half has no need for. */
-static bool nw_wr_retry(nw_conn *c, tn_wr *w, nw_stream *s, const char *after)
+static bool nw_wr_retry(tn_wr *w, nw_stream *s, const char *after)
 {
     uint8_t block[64];
     tn_wr   b;
     if (w->cap - tn_wr_len(w) < sizeof block + 9) return false;
     tn_wr_over(&b, block, sizeof block);
-    tn_h2_wr_table(&c->h2, &b);
+    tn_h2_wr_table(&b);
     tn_hp_wr_number(&b, 8, s->status);
     tn_hp_wr_field(&b, 53, after);
     tn_h2_wr_head(w, (uint32_t)tn_wr_len(&b), TN_H2_T_HEADERS, TN_H2_F_END_HEADERS, s->id);
     tn_wr_bytes(w, block, tn_wr_len(&b));
-    tn_h2_told_table(&c->h2);
     return true;
 }
 
@@ -1046,7 +1150,7 @@ static void nw_control_flush(nw_world *w, nw_conn *c)
             if (s->id == 0) continue;
             if (s->head_due && !s->answered) {
                 if (s->status == 429 && w->retry_after != NULL) {
-                    s->answered = nw_wr_retry(c, &o, s, w->retry_after);
+                    s->answered = nw_wr_retry(&o, s, w->retry_after);
                 } else {
                     s->answered = tn_h2_answer(&c->h2, &o, s->id, s->status, NULL, TN_H2_NO_LENGTH,
                                                s->end && s->out_len == 0);
@@ -1569,23 +1673,60 @@ static bool nw_turn_conn(nw_world *w, nw_conn *c)
     return false;
 }
 
+/* Is a datagram for this node, as things stand? */
+static bool nw_gram_is_for(nw_node *d, const nw_gram *g)
+{
+    tailnet_addr out;
+    if (d->n == NULL || d->nat == NW_BLOCKED) return false;
+    if (g->to.family == 6) return tn_addr_same(&d->place6, &g->to);
+    if (tn_addr_same(&d->place, &g->to)) {
+        const nw_node *o = NULL;
+        unsigned       i;
+        if (d->nat == NW_OPEN) return true;
+        for (i = 0; i < d->w->count; i++)
+            if (tn_addr_same(&d->w->nodes[i].place, &g->from)) o = &d->w->nodes[i];
+        return o != NULL && o->lan == d->lan && d->lan != 0;
+    }
+    nw_outside(d, &out);
+    return tn_ip_same(&out, &g->to) && nw_hole_for(d, &g->from, g->to.port) != NULL;
+}
+
+/* The STUN servers of the relays: 192.0.2.region and 2001:db8:1::region. */
+static bool nw_gram_stun(nw_world *w, const nw_gram *g)
+{
+    uint8_t id[12], text[64];
+    tn_wr   t;
+    if (g->to.port != 3478 || (g->to.family == 4 ? g->to.ip[0] != 192 : g->to.ip[5] != 1)) return false;
+    if (!w->udp || !tn_stun_parse_request(g->data, g->len, id)) return true;
+    w->stuns++;
+    tn_wr_over(&t, text, sizeof text);
+    tn_stun_wr_response(&t, id, &g->from);
+    w->udp_ms += w->stun_ms[g->to.ip[g->to.family == 4 ? 3 : 15] % (NW_REGIONS + 1)];
+    nw_gram_put(w, &g->to, &g->from, text, tn_wr_len(&t));
+    w->udp_ms -= w->stun_ms[g->to.ip[g->to.family == 4 ? 3 : 15] % (NW_REGIONS + 1)];
+    return true;
+}
+
 static bool nw_turn_gram(nw_world *w, nw_gram *g)
 {
     unsigned i;
     if (g->at_ms == 0 || g->at_ms > w->now_ms) return false;
-    g->at_ms = 0;
-    for (i = 0; i < w->count; i++) {
-        nw_node    *d = &w->nodes[i];
-        tailnet_buf b;
-        if (d->n == NULL || !tn_addr_same(&d->place, &g->to)) continue;
-        memset(&b, 0, sizeof b);
-        b.base = g->data;
-        b.cap  = sizeof g->data;
-        b.len  = g->len;
-        (void)tailnet_udp_input(d->n, &g->from, &b, 1);
-        d->touched = true;
-        nw_check(d);
+    if (!nw_gram_stun(w, g)) {
+        for (i = 0; i < w->count; i++) {
+            nw_node    *d = &w->nodes[i];
+            tailnet_buf b;
+            if (!nw_gram_is_for(d, g)) continue;
+            memset(&b, 0, sizeof b);
+            b.base = g->data;
+            b.cap  = sizeof g->data;
+            b.len  = g->len;
+            (void)tailnet_udp_input(d->n, &g->from, &b, 1);
+            d->touched = true;
+            nw_check(d);
+            break;
+        }
     }
+    g->at_ms = 0;
     return true;
 }
 

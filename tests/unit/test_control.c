@@ -433,7 +433,7 @@ static void server_is_busy(void)
     at                 = w->now_ms;
     w->register_status = 0;
     CHECK(nw_until(a, TAILNET_STATE_RUNNING, 60000));
-    CHECK(w->now_ms >= at + 7000 && w->now_ms < at + 9000);
+CHECK(w->now_ms >= at + 7000 && w->now_ms < at + 9000);
     done(w);
 
     w = nw_begin(31);

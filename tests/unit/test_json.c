@@ -19,15 +19,14 @@ static void note(size_t *at, const char *bytes, size_t len)
 }
 
 /* mode 0: whole, 1: byte by byte, 2: random pieces. skip: containers under "skip" are left out. */
-static tn_js_event run(const char *text, size_t len, int mode, bool parts)
+static tn_js_event run(const char *text, size_t len, int mode)
 {
-    static const char sign[] = "!-{}[]sp#tfn.";
+    static const char sign[] = "!-{}[]s#tfn.";
     tn_js       js;
     tn_js_event ev = TN_JS_MORE;
     size_t      from = 0, at = 0;
 
     tn_js_init(&js);
-    js.parts = parts;
     events[0] = '\0';
     while (from < len && ev != TN_JS_ERROR) {
         size_t n = mode == 0 ? len : mode == 1 ? 1 : (size_t)(tn_test_random() % 9);
@@ -45,7 +44,7 @@ static tn_js_event run(const char *text, size_t len, int mode, bool parts)
                 note(&at, ":", 1);
             }
             note(&at, &sign[ev + 1], 1);
-            if (ev == TN_JS_STRING || ev == TN_JS_NUMBER || ev == TN_JS_PART) {
+            if (ev == TN_JS_STRING || ev == TN_JS_NUMBER) {
                 note(&at, js.text, js.text_len);
                 if (js.text_cut) note(&at, "~", 1);
             }
@@ -74,11 +73,11 @@ static tn_js_event run(const char *text, size_t len, int mode, bool parts)
 static tn_js_event same(const char *text, size_t len)
 {
     static char want[sizeof events];
-    tn_js_event ev = run(text, len, 0, false);
+    tn_js_event ev = run(text, len, 0);
     int         i;
     strcpy(want, events);
     for (i = 1; i < 4; i++) {
-        CHECK(run(text, len, i == 1 ? 1 : 2, false) == ev);
+        CHECK(run(text, len, i == 1 ? 1 : 2) == ev);
         if (strcmp(want, events) != 0) printf("of %.200s\n", text);
         CHECK(strcmp(want, events) == 0);
     }
@@ -208,64 +207,58 @@ static void limits(void)
     }
 }
 
-/* A long string in parts is the string, for every cut. */
-static void parts(void)
+/* Go's decoder: U+FFFD for each byte that begins no whole, shortest, allowed character. */
+static size_t go_utf8(char *dst, const uint8_t *b, size_t len)
 {
-    static char text[2000], got[2000];
-    int         mode;
-    unsigned    i;
-    strcpy(text, "{\"Payload\":\"");
-    for (i = 0; i < 1200; i++) text[12 + i] = (char)('a' + i % 26);
-    strcpy(text + 12 + 1200, "\"}");
-    for (mode = 0; mode < 3; mode++) {
+    size_t at = 0, n = 0, i;
+    while (at < len) {
+        size_t   want = b[at] < 0x80 ? 1u : b[at] >= 0xc2 && b[at] < 0xe0 ? 2u : (b[at] & 0xf0) == 0xe0 ? 3u :
+                        b[at] >= 0xf0 && b[at] < 0xf5 ? 4u : 0u;
+        uint32_t v    = want == 1 ? b[at] : b[at] & (0x7fu >> want);
+        bool     ok   = want != 0 && want <= len - at;
+        for (i = 1; ok && i < want; i++) {
+            ok = (b[at + i] & 0xc0) == 0x80;
+            v  = v << 6 | (b[at + i] & 0x3fu);
+        }
+        if (want == 3) ok = ok && v >= 0x800 && (v < 0xd800 || v > 0xdfff);
+        if (want == 4) ok = ok && v >= 0x10000 && v <= 0x10ffff;
+        memcpy(dst + n, ok ? (const char *)b + at : "\xef\xbf\xbd", ok ? want : 3);
+        n += ok ? want : 3;
+        at += ok ? want : 1;
+    }
+    return n;
+}
+
+/* Characters good and bad, in every mixture, are what Go makes of them. */
+static void characters(void)
+{
+    static const uint8_t edge[] = {
+        'a', 0x7f, 0x80, 0x8f, 0x90, 0x9f, 0xa0, 0xbf, 0xc0, 0xc1, 0xc2, 0xdf, 0xe0, 0xe1, 0xec, 0xed, 0xee,
+        0xef, 0xf0, 0xf1, 0xf3, 0xf4, 0xf5, 0xf7, 0xf8, 0xfb, 0xfc, 0xfe, 0xff
+    };
+    unsigned i;
+    for (i = 0; i < 60000; i++) {
+        uint8_t     bytes[16];
+        char        want[64], text[20];
         tn_js       js;
-        tn_js_event ev;
-        size_t      from = 0, len = 0, count = 0, all = strlen(text);
+        size_t      len = 1 + tn_test_random() % 15, n, k;
+        for (k = 0; k < len; k++)
+            bytes[k] = i % 2 == 0 ? edge[tn_test_random() % sizeof edge] : (uint8_t)(tn_test_random() | 0x80);
+        n       = go_utf8(want, bytes, len);
+        text[0] = text[len + 1] = '"';
+        memcpy(text + 1, bytes, len);
         tn_js_init(&js);
-        js.parts = true;
-        while (from < all) {
-            size_t n = mode == 0 ? all : mode == 1 ? 1 : (size_t)(tn_test_random() % 50);
-            if (n > all - from) n = all - from;
-            tn_js_feed(&js, text + from, n);
-            from += n;
-            while ((ev = tn_js_next(&js)) > TN_JS_MORE) {
-                if (ev != TN_JS_PART && ev != TN_JS_STRING) continue;
-                CHECK(tn_js_is_key(&js, "Payload"));
-                memcpy(got + len, js.text, js.text_len);
-                len += js.text_len;
-                count++;
-            }
-        }
-        CHECK(len == 1200 && count > 3);
-        CHECK_BYTES(got, text + 12, 1200);
-        CHECK(js.cut_count == 0 && tn_js_done(&js));
+        tn_js_feed(&js, text, 1 + len / 2);
+        CHECK(tn_js_next(&js) == TN_JS_MORE);
+        tn_js_feed(&js, text + 1 + len / 2, len + 2 - 1 - len / 2);
+        CHECK(tn_js_next(&js) == TN_JS_STRING && js.text_len == n && memcmp(js.text, want, n) == 0);
     }
-    {
-        static char want[4000];
-        for (mode = 0; mode < 6; mode++) {      /* and the parts are the same ones */
-            run(text, strlen(text), mode < 2 ? mode : 2, true);
-            if (mode == 0) strcpy(want, events);
-            CHECK(strcmp(want, events) == 0);
-        }
-    }
-    /* escapes at the end of the space */
-    for (i = 200; i < 300; i++) {
-        tn_js  js;
-        size_t len = 0;
-        tn_js_event ev;
+    for (i = 270; i < 300; i++) {           /* escapes and characters at the end of the space */
+        char text[400];
         text[0] = '"';
         memset(text + 1, 'x', i);
         strcpy(text + 1 + i, "\\ud800\\ud83d\\udd11\xff\xe2\x82\xac\"");
-        tn_js_init(&js);
-        js.parts = true;
-        tn_js_feed(&js, text, strlen(text));
-        while ((ev = tn_js_next(&js)) > TN_JS_MORE) {
-            if (ev == TN_JS_END) break;
-            memcpy(got + len, js.text, js.text_len);
-            len += js.text_len;
-        }
-        CHECK(len == i + 3 + 4 + 3 + 3 && js.cut_count == 0);
-        CHECK_BYTES(got + i, "\xef\xbf\xbd\xf0\x9f\x94\x91\xef\xbf\xbd\xe2\x82\xac", 13);
+        CHECK(same(text, strlen(text)) == TN_JS_END);
     }
 }
 
@@ -397,7 +390,7 @@ int main(void)
     TEST(refuses);
     TEST(lists);
     TEST(limits);
-    TEST(parts);
+    TEST(characters);
     TEST(numbers);
     TEST(vectors);
     TEST(writer);

@@ -518,6 +518,69 @@ static void test_back_pressure(void)
     CHECK(gone[0].why == TAILNET_ERR_NETWORK && wires[0].closes == 1);
 }
 
+/* What the handshake would call: on an open link nothing does, whatever the other
+ * side asks for (tests/tools/stack.py leaves these ways out). */
+static unsigned handshake_work;
+
+static void no_prf(void *dst, size_t len, const void *secret, size_t secret_len, const char *label,
+                   size_t seed_num, const br_tls_prf_seed_chunk *seed)
+{
+    (void)dst, (void)len, (void)secret, (void)secret_len, (void)label, (void)seed_num, (void)seed;
+    handshake_work++;
+}
+
+static uint32_t no_mul(unsigned char *g, size_t glen, const unsigned char *x, size_t xlen,
+                       int curve)
+{
+    (void)g, (void)glen, (void)x, (void)xlen, (void)curve;
+    handshake_work++;
+    return 0;
+}
+
+static size_t no_mulgen(unsigned char *r, const unsigned char *x, size_t xlen, int curve)
+{
+    (void)r, (void)x, (void)xlen, (void)curve;
+    handshake_work++;
+    return 0;
+}
+
+static uint32_t no_rsa(const unsigned char *x, size_t xlen, const unsigned char *hash_oid,
+                       size_t hash_len, const br_rsa_public_key *pk, unsigned char *hash_out)
+{
+    (void)x, (void)xlen, (void)hash_oid, (void)hash_len, (void)pk, (void)hash_out;
+    handshake_work++;
+    return 0;
+}
+
+static void test_open_link_shakes_no_hands(void)
+{
+    tailnet_link           h;
+    br_ssl_engine_context *eng;
+    br_ec_impl             ec;
+    uint8_t                heard[64];
+
+    fresh();
+    h   = open_tls(&servers[0], GOOD, "relay.example", 0);
+    eng = links.engines[0].eng;
+    memcpy(&ec, eng->iec, sizeof ec);
+    ec.mul          = no_mul;
+    ec.mulgen       = no_mulgen;
+    eng->iec        = &ec;
+    eng->prf10      = no_prf;
+    eng->prf_sha256 = no_prf;
+    eng->prf_sha384 = no_prf;
+    eng->irsavrfy   = no_rsa;
+    CHECK(tn_link_write(&links, h, "one", 3) == 3);
+    run(h, &servers[0], 0);
+    CHECK(server_hears(&servers[0], heard, sizeof heard) == 3);
+    CHECK(br_ssl_engine_renegotiate(&servers[0].server.eng) == 1);
+    run(h, &servers[0], 0);
+    CHECK(tn_link_write(&links, h, "two", 3) == 3);
+    tn_link_flush(&links, h);
+    run(h, &servers[0], 0);
+    CHECK(tn_link_is_open(&links, h) && handshake_work == 0);
+}
+
 /* Records are built from several pieces. */
 static void test_record(void)
 {
@@ -908,6 +971,7 @@ int main(void)
     TEST(test_ends);
     TEST(test_tls);
     TEST(test_back_pressure);
+    TEST(test_open_link_shakes_no_hands);
     TEST(test_record);
     TEST(test_refused);
     TEST(test_alert_then_closed);

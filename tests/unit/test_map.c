@@ -326,7 +326,6 @@ static void recorded_deltas(void)
     CHECK(!tn_map_dns(&map, 0, &kind, &text, &a));      /* the empty one came last */
     CHECK(tn_map_region_score(&map, 1) == 800 && tn_map_region_score(&map, 4) == 1500 &&
           tn_map_region_score(&map, 5) == 1000);
-    CHECK(map.sleep_ms == 1500);
 }
 
 /* The map messages inside a recorded connection: HTTP/2 DATA frames of one stream. */
@@ -513,8 +512,6 @@ static void rows_with_effect(void)
     CHECK(say("{\"PacketFilters\":{\"*\":null}}") == TN_MAP_OK && allowed(1) == TAILNET_ERR_DENIED);
     CHECK(say("{\"DNSConfig\":{}}") == TN_MAP_OK && !map.dns_proxied && !tn_map_dns(&map, 0, &kind, &text, &a));
     CHECK(say("{\"TKAInfo\":{\"Head\":\"B\",\"Disabled\":true}}") == TN_MAP_OK && !map.lock_on);
-    CHECK(say("{\"Debug\":{\"SleepSeconds\":1e9}}") == TN_MAP_OK && map.sleep_ms == 0);
-    CHECK(say("{\"Debug\":{\"SleepSeconds\":4000}}") == TN_MAP_OK && map.sleep_ms == 300000);
     CHECK(say("{\"DERPMap\":{\"Regions\":{}}}") == TN_MAP_OK && tn_map_region_at(&map, 0) == NULL);
     /* a full list in mid-stream: deltas beside it do not count, the others go */
     sayf("{\"Peers\":[%s],\"PeersRemoved\":[1],\"OnlineChange\":{\"1\":true},\"PeersChangedPatch\":[{\"NodeID\":1,"
@@ -523,8 +520,8 @@ static void rows_with_effect(void)
     CHECK(tn_map_count(&map) == 1 && map.peers[at_id(1)].region == 1 && (map.peers[at_id(1)].flags & 1u) == 0);
     CHECK(say("{\"Node\":{\"ID\":7000,\"Key\":\"nodekey:"
               "7777777777777777777777777777777777777777777777777777777777777777\",\"Expired\":true,"
-              "\"CapMap\":{\"magicdns-aaaa\":null,\"x\":[{\"a\":[{}]}]}}}") == TN_MAP_OK);
-    CHECK(map.self.expired && map.self.ipv6_names && !map.self.authorized && map.self.ip4.family == 0);
+              "\"CapMap\":{\"magicdns-aaaa\":null,\"silent-disco\":[],\"x\":[{\"a\":[{}]}]}}}") == TN_MAP_OK);
+    CHECK(map.self.expired && map.self.ipv6_names && map.self.silent_disco && !map.self.only_tcp_443 && !map.self.authorized && map.self.ip4.family == 0);
 }
 
 static void streams(void)
@@ -685,7 +682,7 @@ static void relays(void)
     start(4, 4, 2);
     tn_map_home(&map, 9);
     first("\"DERPMap\":{\"HomeParams\":{\"RegionScore\":{\"2\":0.85,\"x\":2,\"3\":-1,\"4\":0}},\"Regions\":{"
-          "\"1\":{\"Nodes\":null},\"2\":{\"Avoid\":true,\"Nodes\":[{\"HostName\":\"s\",\"STUNOnly\":true},{"
+          "\"1\":{\"Nodes\":null},\"2\":{\"Avoid\":true,\"Nodes\":[{"
           "\"CertName\":\"c.x\",\"HostName\":\"two\",\"IPv4\":\"192.0.2.2\",\"IPv6\":\"none\",\"STUNPort\":-1,"
           "\"DERPPort\":0,\"CanPort80\":true},{\"HostName\":\"later\"}]},"
           "\"3\":{\"Nodes\":[{\"HostName\":\"three\"}]},\"9\":{\"Nodes\":[{\"HostName\":\"192.0.2.9\",\"CertName\":"
@@ -717,6 +714,12 @@ static void relays(void)
         tn_map_stream(&map, &flt);
         CHECK(tn_map_wants(&map, &own) == 0);
     }
+    first("\"DERPMap\":{\"Regions\":{\"9\":{\"Nodes\":[{\"HostName\":\"s\",\"STUNOnly\":true},"
+          "{\"HostName\":\"t\"}]}}}");
+    r = tn_map_region_node(&map, 9, 0);                             /* no relay, but it answers STUN */
+    CHECK(r != NULL && r->port == 0 && r->stun_port == 3478);
+    r = tn_map_region_node(&map, 9, 1);
+    CHECK(r != NULL && r->port == 443);
     for (len = 62; len <= 65; len++) {                              /* host names at the limit */
         memset(host, 'h', sizeof host);
         host[len] = '\0';
@@ -866,7 +869,7 @@ static void pings(void)
         CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"https://unused/c2n/"
                   "x?a=1\\u0026b=\\u003c2\\u003e\",\"URLIsNoise\":true,\"Types\":\"c2n\",\"Payload\":"
                   "\"R0VUIC9lY2hvIEhUVFAvMS4xDQpIb3N0OiANCg0K\"}}") == TN_MAP_OK);
-        CHECK(last == TN_MAP_PING && strcmp(p->text, "https://unused/c2n/x?a=1&b=<2>") == 0 && p->noise && p->whole);
+        CHECK(last == TN_MAP_PING && strcmp(p->text, "https://unused/c2n/x?a=1&b=<2>") == 0 && p->noise);
         CHECK(strcmp(p->more, "c2n") == 0 && p->payload_len == 30);
         CHECK_BYTES(p->payload, "GET /echo HTTP/1.1\r\nHost: \r\n\r\n", 30);
         CHECK(say("{\"PingRequest\":{\"URL\":\"https://unused/c2n/x?a=1\\u0026b=\\u003c2\\u003e\"}}") ==
@@ -879,9 +882,8 @@ static void pings(void)
             for (k = 0; k < (i + 2) / 3 * 4; k++)
                 text[n++] = k * 3 / 4 < i && !(k == (i + 2) / 3 * 4 - 1 && i % 3 != 0) ? 'Q' : '=';
             strcpy(text + n, "\"}}");
-            CHECK(say(text) == TN_MAP_OK && last == TN_MAP_PING);
-            CHECK(p->whole == (i <= TN_MAP_PING_BODY) &&
-                  p->payload_len == (i <= TN_MAP_PING_BODY ? i : TN_MAP_PING_BODY) && p->payload[0] == 0x41);
+            CHECK(say(text) == TN_MAP_OK && (last == TN_MAP_PING) == (i <= TN_MAP_PING_BODY));
+            CHECK(p->payload_len == (i <= TN_MAP_PING_BODY ? i : TN_MAP_PING_BODY) && p->payload[0] == 0x41);
         }
         for (len = TN_MAP_TEXT - 2; len <= 290; len++) {
             memset(url, 'u', sizeof url);

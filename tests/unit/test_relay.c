@@ -12,6 +12,7 @@ typedef struct world {
     uint8_t        via[PEERS];
     uint64_t       now;
     unsigned       nodes;                   /* of every region */
+    uint16_t       measured;                /* what the last report said */
     unsigned       opens, closes, busy;
     uint8_t        out[SLOTS][RECORD];      /* what the machine wrote last */
     size_t         out_len[SLOTS];
@@ -21,6 +22,7 @@ typedef struct world {
 
 static uint8_t node_private[32], node_public[32], server_private[32], server_public[32], nonce[24];
 static world   w0;
+static uint64_t start_ms = 1000000;
 
 static void begin(world *w, unsigned count)
 {
@@ -33,15 +35,16 @@ static void begin(world *w, unsigned count)
     tn_cr_x25519_base(node_public, node_private);
     tn_cr_x25519_base(server_public, server_private);
     tn_relay_init(&w->r, w->links, w->stores, count, w->via, PEERS);
-    w->now   = 1000000;
+    w->now   = start_ms;
     w->nodes = 1;
+    w->measured = 0;
     w->opens = w->closes = w->busy = 0;
 }
 
 static void prefer(world *w, uint16_t prefs, const char *regions)
 {
     tn_relay_choice c;
-    tn_relay_choice_begin(&c, &w->r, prefs, w->now);
+    tn_relay_choice_begin(&c, &w->r, prefs, w->measured, w->now);
     for (; *regions != '\0'; regions++)
         tn_relay_choice_add(&c, (uint16_t)((*regions & 31) + 900), *regions >= 'a', 1000);
     tn_relay_choose(&w->r, &c, w->now);
@@ -292,8 +295,8 @@ static void rejected(void)
         write_out(&w0, 0, RECORD);
         tn_relay_closed(&w0.r, 0, w0.now, 0);
         CHECK(w0.links[0].state == TN_RELAY_WAIT && w0.links[0].why == TAILNET_ERR_DENIED);
-        CHECK(w0.links[0].deadline_ms >= before + 30000);
-        w0.now = w0.links[0].deadline_ms;
+        CHECK((uint32_t)(w0.links[0].deadline_ms - (uint32_t)before) >= 30000);
+        w0.now += (uint32_t)(w0.links[0].deadline_ms - (uint32_t)w0.now);
     }
 }
 
@@ -366,10 +369,10 @@ static void backoff(void)
         uint64_t want = n >= 23 ? 5000 : 10 * n * n;
         CHECK(steps(&w0) == 0 && w0.links[0].node == 0);
         tn_relay_closed(&w0.r, 0, w0.now, 0x8000);          /* first node: at once the second */
-        CHECK(w0.links[0].deadline_ms == w0.now && w0.links[0].node == 1);
+        CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now && w0.links[0].node == 1);
         CHECK(steps(&w0) == 0);
         tn_relay_closed(&w0.r, 0, w0.now, 0x8000);
-        CHECK(steps(&w0) == -1 && w0.links[0].deadline_ms == w0.now + want);
+        CHECK(steps(&w0) == -1 && w0.links[0].deadline_ms == (uint32_t)(w0.now + want));
         w0.now += want - 1;
         CHECK(steps(&w0) == -1);
         w0.now += 1;
@@ -378,7 +381,7 @@ static void backoff(void)
     login(&w0, 0);
     CHECK(w0.links[0].errors == 0);
     tn_relay_closed(&w0.r, 0, w0.now, 0x8000);
-    CHECK(w0.links[0].deadline_ms == w0.now + 10);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 10);
 }
 
 static void busy_links(void)
@@ -396,7 +399,7 @@ static void restarting(void)
     at_home(&w0, 1);
     frame_in(&w0, 0, TN_RELAY_QUIET, NULL, build_restart);
     tn_relay_closed(&w0.r, 0, w0.now, 0);
-    CHECK(w0.links[0].deadline_ms == w0.now + 1500 && w0.links[0].errors == 0);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 1500 && w0.links[0].errors == 0);
     w0.now += 1500;
     CHECK(steps(&w0) == 0);
     tn_relay_opened(&w0.r, 0, NULL, w0.now);
@@ -476,8 +479,8 @@ static void guests(void)
     login(&w0, 1);
     CHECK(w0.out_len[1] == 109 + 6 + 37 + 92);
 
-    CHECK(tn_relay_deadline(&w0.r) == w0.links[2].written_ms + 60000);
-    w0.now = w0.links[2].written_ms + 59999;
+    CHECK((uint32_t)tn_relay_deadline(&w0.r) == w0.links[2].written_ms + 60000);
+    w0.now += (uint32_t)(w0.links[2].written_ms + 59999 - (uint32_t)w0.now);
     frame_in(&w0, 2, TN_RELAY_PACKET, NULL, build_recv);    /* reading does not count */
     CHECK(steps(&w0) == -1 && w0.closes == 1);
     w0.now += 1;
@@ -549,7 +552,7 @@ static void home_moves_with_one(void)
     prefer(&w0, 902, "abc");
     CHECK(tn_relay_report(&w0.r) == 902 && steps(&w0) == -1 && w0.r.home == 901);
     tn_relay_told(&w0.r, 901, w0.now);                      /* an answer to an older request */
-    CHECK(w0.r.move_ms == TN_NEVER);
+    CHECK(!w0.r.told);
     tn_relay_told(&w0.r, 902, w0.now);
     CHECK(tn_relay_deadline(&w0.r) == w0.now + 2000);
     w0.now += 1999;
@@ -593,28 +596,115 @@ static void lost_home(void)
     CHECK(w0.r.wanted == 901 && !tn_relay_wants_choice(&w0.r, w0.now));
 }
 
+/* What a report says is done, if the map has it and a person has not said otherwise. */
+static void home_is_measured(void)
+{
+    at_home(&w0, 2);
+    prefer(&w0, 0, "abC");
+    CHECK(w0.r.wanted == 901);
+    w0.measured = 903;                                      /* nobody's home */
+    prefer(&w0, 0, "abC");
+    CHECK(w0.r.wanted == 901);
+    w0.measured = 904;                                      /* not in the map */
+    prefer(&w0, 0, "abC");
+    CHECK(w0.r.wanted == 901);
+    w0.measured = 902;
+    prefer(&w0, 901, "abC");
+    CHECK(w0.r.wanted == 901);
+    prefer(&w0, 0, "abC");
+    CHECK(w0.r.wanted == 902 && tn_relay_wanted(&w0.r) == 902 && tn_relay_report(&w0.r) == 901);
+    w0.measured = 0;                                        /* a report that says nothing */
+    prefer(&w0, 0, "abC");
+    CHECK(w0.r.wanted == 902 && steps(&w0) == 1);
+    login(&w0, 1);
+    steps(&w0);
+    CHECK(w0.r.home == 902 && w0.links[0].state == TN_RELAY_OPEN && w0.closes == 0);
+    w0.measured = 901;                                      /* and back: it is open yet */
+    prefer(&w0, 0, "abC");
+    steps(&w0);
+    CHECK(w0.r.home == 901 && w0.opens == 2);
+
+    at_home(&w0, 1);                                        /* one slot: control first */
+    w0.measured = 902;
+    prefer(&w0, 0, "abC");
+    CHECK(steps(&w0) == -1 && w0.r.home == 901 && tn_relay_report(&w0.r) == 902);
+    w0.now += 10000;
+    CHECK(steps(&w0) == -1 && w0.r.home == 901);
+    tn_relay_told(&w0.r, 902, w0.now);
+    w0.measured = 901;                                      /* a report takes it back */
+    prefer(&w0, 0, "abC");
+    w0.now += 3000;
+    CHECK(steps(&w0) == -1 && w0.r.home == 901 && w0.closes == 0);
+    w0.measured = 902;
+    prefer(&w0, 0, "abC");
+    tn_relay_told(&w0.r, 902, w0.now);
+    w0.now += 2000;
+    CHECK(steps(&w0) == 0 && w0.r.home == 902);
+}
+
+/* A region that is near but cannot be reached is not gone back to at once. */
+static void shunned_home(void)
+{
+    at_home(&w0, 1);
+    tn_relay_closed(&w0.r, 0, w0.now, 0);
+    w0.now += 30000;
+    prefer(&w0, 0, "ab");
+    CHECK(w0.r.wanted == 902 && steps(&w0) == 0);
+    login(&w0, 0);
+    w0.measured = 901;
+    prefer(&w0, 0, "ab");
+    CHECK(w0.r.wanted == 902);
+    w0.now += 299000;
+    steps(&w0);
+    prefer(&w0, 0, "ab");
+    CHECK(w0.r.wanted == 902);
+    w0.now += 1000;
+    steps(&w0);
+    prefer(&w0, 0, "ab");
+    CHECK(w0.r.wanted == 901);
+}
+
+static void heard(void)
+{
+    uint64_t at;
+    at_home(&w0, 2);
+    at = w0.now;
+    steps(&w0);
+    CHECK(tn_relay_heard(&w0.r, 901) == at && tn_relay_heard(&w0.r, 902) == 0);
+    w0.now += 50000;
+    steps(&w0);
+    CHECK(tn_relay_heard(&w0.r, 901) == at);
+    w0.now += 7;
+    frame_in(&w0, 0, TN_RELAY_PACKET, NULL, build_recv);
+    CHECK(tn_relay_heard(&w0.r, 901) == w0.now);
+    steps(&w0);
+    CHECK(tn_relay_heard(&w0.r, 901) == w0.now);
+    tn_relay_closed(&w0.r, 0, w0.now, 0);
+    CHECK(tn_relay_heard(&w0.r, 901) == 0);
+}
+
 static void scores(void)
 {
     tn_relay_choice c;
     begin(&w0, 1);
-    tn_relay_choice_begin(&c, &w0.r, 0, w0.now);
+    tn_relay_choice_begin(&c, &w0.r, 0, 0, w0.now);
     tn_relay_choice_add(&c, 1, true, 1000);
     tn_relay_choice_add(&c, 2, true, 800);
     tn_relay_choice_add(&c, 3, false, 100);
     tn_relay_choice_add(&c, 4, true, 800);
     tn_relay_choose(&w0.r, &c, w0.now);
     CHECK(w0.r.wanted == 2);
-    tn_relay_choice_begin(&c, &w0.r, 0, w0.now);            /* a better one: we stay */
+    tn_relay_choice_begin(&c, &w0.r, 0, 0, w0.now);            /* a better one: we stay */
     tn_relay_choice_add(&c, 5, true, 1);
     tn_relay_choice_add(&c, 2, true, 800);
     tn_relay_choose(&w0.r, &c, w0.now);
     CHECK(w0.r.wanted == 2);
-    tn_relay_choice_begin(&c, &w0.r, 3, w0.now);            /* a person may take any */
+    tn_relay_choice_begin(&c, &w0.r, 3, 0, w0.now);            /* a person may take any */
     tn_relay_choice_add(&c, 2, true, 800);
     tn_relay_choice_add(&c, 3, false, 100);
     tn_relay_choose(&w0.r, &c, w0.now);
     CHECK(w0.r.wanted == 3);
-    tn_relay_choice_begin(&c, &w0.r, 9, w0.now);            /* gone, and a wish that is not there */
+    tn_relay_choice_begin(&c, &w0.r, 9, 0, w0.now);            /* gone, and a wish that is not there */
     tn_relay_choice_add(&c, 4, true, 800);
     tn_relay_choose(&w0.r, &c, w0.now);
     CHECK(w0.r.wanted == 4);
@@ -648,15 +738,15 @@ static void other_network(void)
     pong[0] = 0x13;
     pong[12] ^= 1;
     bytes_in(&w0, 0, pong, 13, NULL);
-    CHECK(w0.links[0].pong_ms == w0.now + 3000);
+    CHECK(w0.links[0].pong_ms == (uint32_t)w0.now + 3000);
     pong[12] ^= 1;
     bytes_in(&w0, 0, pong, 13, NULL);
-    CHECK(w0.links[0].pong_ms == TN_NEVER);
+    CHECK(!w0.links[0].pinged);
     tn_relay_network_changed(&w0.r, w0.now);
     w0.now += 3000;
     steps(&w0);
     CHECK(w0.closes == 1 && w0.links[0].state == TN_RELAY_WAIT);
-    w0.links[0].deadline_ms = w0.now + 4000;
+    w0.links[0].deadline_ms = (uint32_t)(w0.now + 4000);
     tn_relay_network_changed(&w0.r, w0.now);
     CHECK(steps(&w0) == 0);
 }
@@ -745,7 +835,8 @@ static void monkey(void)
             const tn_relay_link *l = &w0.links[i];
             for (k = 0; k < i; k++)
                 CHECK(tn_relay_target(l) == 0 || tn_relay_target(l) != tn_relay_target(&w0.links[k]));
-            CHECK(l->state == TN_RELAY_IDLE || l->state == TN_RELAY_CLOSING || l->deadline_ms != TN_NEVER);
+            CHECK(l->state == TN_RELAY_IDLE || l->state == TN_RELAY_CLOSING ||
+                  tn_relay_deadline(&w0.r) != TN_NEVER);
             CHECK((l->state == TN_RELAY_IDLE) == (l->region == 0));
         }
         for (i = 0; i < PEERS; i++)
@@ -754,7 +845,7 @@ static void monkey(void)
     }
 }
 
-int main(void)
+static void all(void)
 {
     TEST(nothing_before_a_choice);
     TEST(plain_login);
@@ -774,11 +865,23 @@ int main(void)
     TEST(home_moves_with_two);
     TEST(home_moves_with_one);
     TEST(lost_home);
+    TEST(home_is_measured);
+    TEST(shunned_home);
+    TEST(heard);
     TEST(scores);
     TEST(region_changes);
     TEST(other_network);
     TEST(off_and_on);
     TEST(arrows);
     TEST(monkey);
+}
+
+int main(void)
+{
+    all();
+    start_ms = 0x2ffffffffu - 40000;        /* 32 bits of milliseconds run over     */
+    all();
+    start_ms = 1;                           /* a device that has just started       */
+    all();
     return tn_test_end();
 }

@@ -22,8 +22,9 @@ static void fresh(uint32_t max_nodes)
     H.now_ms  = 1000;
     H.wall_ms = 1790000000000u;
     H.next_id = 1;
-    strcpy(H.name, "127.0.0.1");
-    H.port = 8443;
+    strcpy(H.regions[0].name, "127.0.0.1");
+    H.regions[0].port = 8443;
+    H.region_count    = 1;
     huffman_init(&H.huff);
     (void)add_rule(&H, "*>*:*");
 }
