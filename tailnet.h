@@ -37,6 +37,7 @@
  *   >>noise     the control channel's handshake and records
  *   >>derp      relay frames and login
  *   >>stun      which address the world sees
+ *   >>pmp       port mapping: NAT-PMP, PCP, UPnP
  *   >>disco     ping, pong, call-me-maybe
  *   >>wg        WireGuard: handshake, keys, windows, cookies, timers
  *   >>ip        IPv4 and IPv6 headers, masquerade, TSMP
@@ -45,7 +46,9 @@
  *   >>tls       BearSSL behind four ports, and whom to believe
  *   >>link      one TCP connection, from wish to bytes
  *   >>map       the network map: peers, routes, relays, names
- *   >>relay     which relays to hold, and which way a peer is reached
+ *   >>net       our addresses, and how far the relays are
+ *   >>path      which way to one peer
+ *   >>relay     which relays to hold, and the way to peers through them
  *   >>control   the conversation with the control server
  *   >>node      the struct that holds all; runs, dispatch, poll
  *   >>public    the functions of the API
@@ -153,7 +156,32 @@
  * TAILNET_ERR_MALFORMED; it is never used in part. To start over, give none: the
  * device is then a new machine to the server.
  *
- * 8. SECURITY
+ * 8. THE WAY TO A PEER
+ *
+ * The first packets go through the peer's relay, at once. Meanwhile both sides try
+ * each other's addresses and take the best that answers, within a second or two;
+ * from then on packets go straight. When the straight way stays silent for 6.5
+ * seconds packets go both ways, then by relay, until one answers again. Nothing of
+ * this loses a packet on purpose, and tailnet_peer tells how it stands now.
+ *
+ *  - tailnet_set_network says which addresses the UDP sockets have: call it before
+ *    tailnet_up, and with `changed` when the machine is somewhere else. Traffic is
+ *    back in less than a second then. Without addresses those that STUN servers
+ *    see are used alone.
+ *  - One UDP socket per address family, for everything: peers are told the address
+ *    under which the world sees this very socket.
+ *  - With `gateway` set the router is asked for a mapping (TAILNET_PORTMAP).
+ *  - prefs.relay_only: no UDP at all, TCP port 443 and nothing else. prefs.metered:
+ *    straight as well, but no heartbeats without packets and no regular measuring,
+ *    so an idle hour costs about 2 KB, nearly all of it the relay's and the control
+ *    server's signs of life.
+ *  - An idle node sends no datagram a minute after the last packet. It is reached
+ *    through its relay, and straight again moments later.
+ *  - A peer at another relay than ours needs a link of its own (max_links 3), or
+ *    comes to us: with 2 we cannot begin to talk to it unless it can be reached
+ *    straight by an address that the map names.
+ *
+ * 9. SECURITY
  *
  *  - Who can read or change traffic: nobody but the peer. Relays and the control
  *    server carry ciphertext. But the control server names the peers and their
@@ -174,7 +202,7 @@
  *    is not (Cortex-M0 to M3): define TAILNET_SLOW_MULTIPLY there.
  *  - There has been no outside audit.
  *
- * 9. TIME IN ONE CALL
+ * 10. TIME IN ONE CALL
  *
  * Inputs do symmetric work only. tailnet_poll does at most one handshake message
  * (up to five X25519), one relay login (one) or one step of a TLS handshake, then
@@ -183,12 +211,14 @@
  * TAILNET_SLOW_MULTIPLY, 23) million instructions on a Cortex-M; let a watchdog
  * allow for it.
  *
- * 10. MACROS, all optional, defined before the include that implements
+ * 11. MACROS, all optional, defined before the include that implements
  *
  *   TAILNET_STATIC         the functions are static
  *   TAILNET_ASSERT(x)      default assert(), nothing with NDEBUG
  *   TAILNET_NO_STRINGS     no sentences for results
- *   TAILNET_NO_DNS         no name service
+ *   TAILNET_DNS            1: the name service; default 1 on hosts, 0 on devices
+ *   TAILNET_PORTMAP        1: NAT-PMP and PCP; default 1 on hosts, 0 on devices
+ *   TAILNET_UPNP           1: UPnP too, over one more link; default as TAILNET_PORTMAP
  *   TAILNET_TLS            TAILNET_TLS_BEARSSL (default) or TAILNET_TLS_NONE
  *   TAILNET_NO_BUILTIN_ANCHORS   without the roots of the hosted service
  *   TAILNET_SERVER         1: the halves of HTTP/2 and DERP that only a server needs are
@@ -203,20 +233,19 @@
  *   TAILNET_HCHACHA20, TAILNET_BOX_SEAL, TAILNET_BOX_OPEN, TAILNET_SHA256
  *                          an accelerator of yours; see >>crypto
  *
- * None of them changes a public struct.
+ * None of them changes a public struct; TAILNET_DNS, _PORTMAP, _MAX_CANDIDATES and the
+ * like change what a node needs: take tailnet_memory_needed then, not the constant.
  *
- * 11. WHAT IT DOES NOT DO (yet)
+ * 12. WHAT IT DOES NOT DO (yet)
  *
- * Direct UDP paths between peers that speak disco (STUN, call-me-maybe; everything
- * goes through relays), port mapping, peer relays, Tailnet Lock (a node whose key
- * has to be signed is refused with TAILNET_ERR_UNSUPPORTED; signatures of peers are
- * not checked), being reached as subnet router beyond the filter, Taildrop, SSH,
- * Funnel. The addresses of tailnet_set_network are not used before there are direct
- * paths. A page that the server asks to be visited needs a link of its own: with
- * max_links 2 and a relay it is not visited. TLS is 1.2; a control server behind a
- * proxy that insists on 1.3 cannot be reached.
+ * Peer relays, probing the path MTU, Tailnet Lock (a node whose key has to be signed
+ * is refused with TAILNET_ERR_UNSUPPORTED; signatures of peers are not checked),
+ * being reached as subnet router beyond the filter, Taildrop, SSH, Funnel. A page that
+ * the server asks to be visited needs a link of its own: with max_links 2 and a relay
+ * it is not visited. TLS is 1.2; a control server behind a proxy that insists on 1.3
+ * cannot be reached.
  *
- * 12. WHEN IT DOES NOT WORK
+ * 13. WHEN IT DOES NOT WORK
  *
  * tailnet_get_problem has the newest trouble, its room and a number:
  *
@@ -572,8 +601,8 @@ typedef struct tailnet_network {
 TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
 
 /* The same as a constant expression, rounded up by less than 2 %, with every other
- * limit and every macro of >>config at its default. On 32 bits: 20 KB, 0.2 KB a peer,
- * 1 KB a session, 2 KB a connection, 22 KB a TLS engine and 4 KB once for the first;
+ * limit and every macro of >>config at its default. On a device: 21 KB, 0.2 KB a peer,
+ * 1.4 KB a session, 2 KB a connection, 22 KB a TLS engine and 2 KB once for the first;
  * a tls of 0 stands for desc.tls_by_caller.
  *     static TAILNET_MEMORY(memory, 16, 4, 2, 1);
  *     desc.memory = &memory; desc.memory_size = sizeof memory; */
@@ -788,7 +817,7 @@ typedef struct tailnet_pong {
 TAILNET_API bool tailnet_get_ping(const tailnet_node *node, tailnet_pong *out);
 
 /* What the network looks like from here, by the newest measurement: what
- * `tailscale netcheck` shows. False before the first. */
+ * `tailscale netcheck` shows. */
 typedef struct tailnet_report {
     bool         udp, ip4, ip6;     /* STUN answered: at all, of that family   */
     uint8_t      varies;            /* hard NAT: 0 unknown, 1 no, 2 yes        */
@@ -798,13 +827,17 @@ typedef struct tailnet_report {
     uint16_t     home;              /* relay region, 0: none yet               */
     uint64_t     age_ms;
 } tailnet_report;
+
+/* The newest report, also while the next is being made. False before the first. */
 TAILNET_API bool tailnet_get_report(const tailnet_node *node, tailnet_report *out);
 
-/* A relay region, one by one, until false. Times are rounded up; 0: unknown. */
+/* A relay region, and how far it is: milliseconds, rounded up; 0: unknown. */
 typedef struct tailnet_region {
     uint16_t    region, v4_ms, v6_ms;
     const char *host;               /* its first relay; valid until the next poll */
 } tailnet_region;
+
+/* The relay regions of the map, one by one, until false. */
 TAILNET_API bool tailnet_get_region(const tailnet_node *node, size_t index, tailnet_region *out);
 
 /* The newest trouble: what, in which section, and a number that section
@@ -1166,15 +1199,13 @@ static void tn_wr_hex(tn_wr *w, const uint8_t *src, size_t len)
 static void tn_wr_base64(tn_wr *w, const uint8_t *src, size_t len)
 {
     static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t            i;
-    for (i = 0; i < len; i += 3) {
+    size_t            i, k;
+    for (i = 0; i < len; i += 3) {          /* n bytes fill n + 1 of four digits  */
         uint32_t v = (uint32_t)src[i] << 16;
         if (i + 1 < len) v |= (uint32_t)src[i + 1] << 8;
         if (i + 2 < len) v |= src[i + 2];
-        tn_wr_u8(w, (unsigned char)digit[v >> 18 & 63]);
-        tn_wr_u8(w, (unsigned char)digit[v >> 12 & 63]);
-        tn_wr_u8(w, i + 1 < len ? (unsigned char)digit[v >> 6 & 63] : (unsigned)'=');
-        tn_wr_u8(w, i + 2 < len ? (unsigned char)digit[v & 63] : (unsigned)'=');
+        for (k = 0; k < 4; k++, v <<= 6)
+            tn_wr_u8(w, i + k <= len ? (unsigned char)digit[v >> 18 & 63] : (unsigned)'=');
     }
 }
 
@@ -1223,6 +1254,12 @@ static void tn_put_u32be(uint8_t *b, uint32_t v)
 }
 
 static TN_NOINLINE uint64_t tn_min64(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Lowers *at to when. In this order a deadline just returned lies ready: fewer moves. */
+static TN_NOINLINE void tn_sooner(uint64_t when, uint64_t *at)
+{
+    if (when < *at) *at = when;
+}
 
 /* a + b that stops at TN_NEVER instead of wrapping. */
 static TN_NOINLINE uint64_t tn_time_add(uint64_t a, uint64_t b)
@@ -1298,6 +1335,12 @@ static bool tn_text_copy(char *dst, size_t cap, const char *text, size_t len)
 }
 
 /* ---- addresses as bytes and as text ---- */
+
+/* Have packets of this protocol ports: TCP, UDP, SCTP? */
+static bool tn_has_ports(unsigned protocol)
+{
+    return protocol == 6 || protocol == 17 || protocol == 132;
+}
 
 static unsigned tn_ip_len(unsigned family) { return family == 4 ? 4u : family == 6 ? 16u : 0u; }
 
@@ -1428,21 +1471,34 @@ static void tn_ip_mask(uint8_t *ip, unsigned len, unsigned bits)
     }
 }
 
-/* "10.0.0.0/8", or an address alone, which is a prefix of all its bits. */
+/* "10.0.0.0/8", or an address alone, which has all its bits. */
+static bool tn_cidr_parse(tailnet_addr *ip, unsigned *bits, const char *text, size_t len)
+{
+    size_t   slash = 0;
+    uint64_t v;
+    while (slash < len && text[slash] != '/') slash++;
+    if (!tn_ip_parse(ip, text, slash)) return false;
+    v = 8u * tn_ip_len(ip->family);
+    if (slash < len) {
+        text += slash + 1;
+        len -= slash + 1;
+        if ((len > 1 && text[0] == '0') || !tn_dec_parse(text, len, v, &v)) return false;
+    }
+    *bits = (unsigned)v;
+    return true;
+}
+
+/* The same as a prefix, whatever stands behind its bits. */
 static bool tn_prefix_parse(tailnet_prefix *out, const char *text, size_t len)
 {
-    size_t       slash = 0;
-    uint64_t     bits;
+    unsigned     bits;
     tailnet_addr ip;
-    while (slash < len && text[slash] != '/') slash++;
-    if (!tn_ip_parse(&ip, text, slash)) return false;
-    bits = 8u * tn_ip_len(ip.family);
-    if (slash < len && !tn_dec_parse(text + slash + 1, len - slash - 1, bits, &bits)) return false;
+    if (!tn_cidr_parse(&ip, &bits, text, len)) return false;
     memset(out, 0, sizeof *out);
     out->family = ip.family;
     out->bits   = (uint8_t)bits;
     memcpy(out->ip, ip.ip, 16);
-    tn_ip_mask(out->ip, tn_ip_len(ip.family), out->bits);
+    tn_ip_mask(out->ip, tn_ip_len(ip.family), bits);
     return true;
 }
 
@@ -1457,6 +1513,41 @@ static bool tn_bits_same(const uint8_t *a, const uint8_t *b, unsigned bits)
 static bool tn_prefix_has(const tailnet_prefix *p, const tailnet_addr *ip)
 {
     return p->family == ip->family && p->family != 0 && tn_bits_same(p->ip, ip->ip, p->bits);
+}
+
+/* What an address is for. From NOBODY on it is nothing that the Internet carries. */
+typedef enum tn_addr_kind {
+    TN_ADDR_PUBLIC, TN_ADDR_UNIQUE /* fc00::/7 */, TN_ADDR_RESERVED, TN_ADDR_NOBODY,
+    TN_ADDR_MULTICAST, TN_ADDR_TAILNET, TN_ADDR_LOOPBACK, TN_ADDR_LINK_LOCAL, TN_ADDR_PRIVATE,
+    TN_ADDR_KINDS
+} tn_addr_kind;
+
+static tn_addr_kind tn_addr_kind_of(const tailnet_addr *a)
+{
+    /* family, bits, kind, the first bytes; the first that fits */
+    static const uint8_t kinds[13][9] = {
+        { 4, 8, TN_ADDR_NOBODY, 0 },
+        { 4, 8, TN_ADDR_PRIVATE, 10 },
+        { 4, 10, TN_ADDR_TAILNET, 100, 64 },
+        { 4, 8, TN_ADDR_LOOPBACK, 127 },
+        { 4, 16, TN_ADDR_LINK_LOCAL, 169, 254 },
+        { 4, 12, TN_ADDR_PRIVATE, 172, 16 },
+        { 4, 16, TN_ADDR_PRIVATE, 192, 168 },
+        { 4, 4, TN_ADDR_MULTICAST, 224 },
+        { 4, 4, TN_ADDR_RESERVED, 240 },    /* and 255.255.255.255                */
+        { 6, 48, TN_ADDR_TAILNET, 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 },
+        { 6, 7, TN_ADDR_UNIQUE, 0xfc },
+        { 6, 10, TN_ADDR_LINK_LOCAL, 0xfe, 0x80 },
+        { 6, 8, TN_ADDR_MULTICAST, 0xff }
+    };
+    unsigned i;
+    if (tn_is_zero(a->ip, a->family == 4 ? 4 : 15))
+        return a->family == 6 && a->ip[15] == 1 ? TN_ADDR_LOOPBACK : TN_ADDR_NOBODY;
+    for (i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        const uint8_t *k = kinds[i];
+        if (k[0] == a->family && tn_bits_same(k + 3, a->ip, k[1])) return (tn_addr_kind)k[2];
+    }
+    return TN_ADDR_PUBLIC;
 }
 
 static void tn_wr_ip6(tn_wr *w, const uint8_t ip[16])
@@ -1511,10 +1602,8 @@ static TN_MAYBE_UNUSED void tn_wr_addr(tn_wr *w, const tailnet_addr *a)
 static int32_t tn_days_of(uint32_t year, uint32_t month, uint32_t day)
 {
     uint32_t y    = month <= 2 ? year - 1 : year;      /* years begin in March: leap day last */
-    uint32_t era  = y / 400, in_era = y % 400;
     uint32_t in_y = (153 * (month > 2 ? month - 3 : month + 9) + 2) / 5 + day - 1;
-    uint32_t days = era * (uint32_t)146097ul + in_era * 365 + in_era / 4 - in_era / 100 + in_y;
-    return (int32_t)days - 719468;
+    return (int32_t)(y * 365 + y / 4 - y / 100 + y / 400 + in_y) - 719468;
 }
 
 /* A number of so many digits, at most most, and the character behind it (0: none). */
@@ -1776,7 +1865,6 @@ static void tn_cr_blake2s_update(tn_cr_blake2s *b, const void *data, size_t len)
 static TN_NOINLINE void tn_cr_blake2s_init(tn_cr_blake2s *b, size_t out_len, const void *key,
                                            size_t key_len)
 {
-    static const uint8_t zero[64] = { 0 };
     TAILNET_ASSERT(out_len >= 1 && out_len <= 32 && key_len <= 32);
     tn_copy_key(b->h, tn_cr_blake2s_iv);
     b->h[0] ^= 0x01010000ul ^ (uint32_t)key_len << 8 ^ (uint32_t)out_len;
@@ -1784,8 +1872,9 @@ static TN_NOINLINE void tn_cr_blake2s_init(tn_cr_blake2s *b, size_t out_len, con
     b->block_len = 0;
     b->out_len   = (uint8_t)out_len;
     if (key_len == 0) return;
-    tn_cr_blake2s_update(b, key, key_len);
-    tn_cr_blake2s_update(b, zero, sizeof zero - key_len);
+    memset(b->block, 0, sizeof b->block);   /* the key is a block of its own      */
+    memcpy(b->block, key, key_len);
+    b->block_len = sizeof b->block;
 }
 
 /* Writes out_len bytes and wipes the state. */
@@ -1823,18 +1912,14 @@ static TN_MAYBE_UNUSED void tn_cr_mac(uint8_t *out, size_t out_len, const void *
 static void tn_cr_hmac(uint8_t out[32], const void *key, size_t key_len, const void *data,
                        size_t len)
 {
-    uint8_t       pad[TN_CR_BLOCK_LEN], inner[32];
-    tn_cr_blake2s s;
-    unsigned      i;
+    uint8_t  pad[TN_CR_BLOCK_LEN], inner[32];
+    unsigned i;
 
     memset(pad, 0, sizeof pad);
     if (key_len > sizeof pad) tn_cr_hash(pad, key, key_len, NULL, 0);
     else if (key_len != 0)    memcpy(pad, key, key_len);
     for (i = 0; i < sizeof pad; i++) pad[i] ^= 0x36u;
-    tn_cr_blake2s_init(&s, 32, NULL, 0);
-    tn_cr_blake2s_update(&s, pad, sizeof pad);
-    tn_cr_blake2s_update(&s, data, len);
-    tn_cr_blake2s_final(&s, inner);
+    tn_cr_hash(inner, pad, sizeof pad, data, len);
     for (i = 0; i < sizeof pad; i++) pad[i] ^= 0x36u ^ 0x5cu;
     tn_cr_hash(out, pad, sizeof pad, inner, sizeof inner);
     tn_wipe(pad, sizeof pad);
@@ -1854,20 +1939,16 @@ static void tn_cr_kdf(uint8_t *t1, uint8_t *t2, uint8_t *t3, const uint8_t ck[32
     to[1] = t2;
     to[2] = t3;
     tn_cr_hmac(prk, ck, 32, input, len);
-    t[0] = 1;
-    tn_cr_hmac(t, prk, 32, t, 1);
     for (i = 0; i < 3 && to[i] != NULL; i++) {
-        if (i != 0) {
-            t[32] = (uint8_t)(i + 1);
-            tn_cr_hmac(t, prk, 32, t, sizeof t);
-        }
+        t[32] = (uint8_t)(i + 1);           /* each goes with the one before      */
+        tn_cr_hmac(t, prk, 32, i == 0 ? t + 32 : t, i == 0 ? 1 : sizeof t);
         tn_copy_key(to[i], t);
     }
     tn_wipe(prk, sizeof prk);
     tn_wipe(t, sizeof t);
 }
 
-/* ---- ChaCha20-Poly1305 (RFC 8439), XChaCha20 (draft-irtf-cfrg-xchacha-03) ---- */
+/* ---- ChaCha20-Poly1305 (RFC 8439) ---- */
 
 #if !defined(TAILNET_AEAD_SEAL) || !defined(TAILNET_AEAD_OPEN) || !defined(TAILNET_HCHACHA20)
 /* The quickest ChaCha20 of BearSSL here. On 64-bit x86 asking costs nothing,
@@ -1935,6 +2016,46 @@ static bool tn_cr_aead_open(const uint8_t key[32], const uint8_t nonce[12], cons
     if (len != 0) memset(data, 0, len);
     return false;
 }
+
+/* ---- the symmetric state of Noise (sections 5.2 and 5.3): control's, WireGuard's ---- */
+
+static const uint8_t tn_cr_zero[32] = { 0 };
+
+static void tn_cr_mix_hash(uint8_t h[32], const void *data, size_t len)
+{
+    tn_cr_hash(h, h, 32, data, len);
+}
+
+/* Mixes a Diffie-Hellman result into ck and gives the key that follows from it.
+ * False: the point is of small order, the other side no honest one. */
+static bool tn_cr_mix_dh(uint8_t ck[32], uint8_t k[32], const uint8_t priv[32],
+                         const uint8_t pub[32])
+{
+    uint8_t shared[32];
+    bool    ok = tn_cr_x25519(shared, priv, pub);
+    tn_cr_kdf(ck, k, NULL, ck, shared, sizeof shared);
+    tn_wipe(shared, sizeof shared);
+    return ok;
+}
+
+/* Seals len bytes in place, the tag behind them. Every handshake key seals one
+ * thing only, so the nonce is always zero. */
+static void tn_cr_mix_seal(uint8_t h[32], const uint8_t k[32], uint8_t *data, size_t len)
+{
+    tn_cr_aead_seal(k, tn_cr_zero, h, 32, data, len, data + len);
+    tn_cr_mix_hash(h, data, len + TN_CR_TAG_LEN);
+}
+
+/* Opens len bytes and their tag in place. */
+static bool tn_cr_mix_open(uint8_t h[32], const uint8_t k[32], uint8_t *data, size_t len)
+{
+    uint8_t ad[32];
+    tn_copy_key(ad, h);
+    tn_cr_mix_hash(h, data, len + TN_CR_TAG_LEN);       /* of what was sent       */
+    return tn_cr_aead_open(k, tn_cr_zero, ad, sizeof ad, data, len, data + len);
+}
+
+/* ---- XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) ---- */
 
 #ifndef TAILNET_HCHACHA20
 /* HChaCha20 out of a ChaCha20 block: the block is the same rounds plus the
@@ -2162,8 +2283,7 @@ static void tn_cr_poly1305(uint8_t tag[16], const uint8_t key[32], const uint8_t
 #ifndef TAILNET_BOX_KEY
 static void tn_cr_box_key_of(uint8_t k[32], const uint8_t dh[32])
 {
-    static const uint8_t zero[16] = { 0 };
-    tn_cr_hsalsa20(k, dh, zero);
+    tn_cr_hsalsa20(k, dh, tn_cr_zero);
 }
 #  define TAILNET_BOX_KEY(k, dh) tn_cr_box_key_of(k, dh)
 #endif
@@ -2323,7 +2443,7 @@ static void tn_rim_learn_time(tn_rim *r, uint64_t unix_ms)
 }
 
 /* The present is certainly not before this. */
-static uint64_t tn_rim_unix_floor_ms(const tn_rim *r)
+static TN_NOINLINE uint64_t tn_rim_unix_floor_ms(const tn_rim *r)
 {
     uint64_t release = (uint64_t)TAILNET_RELEASE_UNIX * 1000u;
     return r->learnt_unix_ms > release ? r->learnt_unix_ms : release;
@@ -5340,40 +5460,7 @@ static tailnet_result tn_nz_fail(tn_nz *nz, tailnet_result why)
     return why;
 }
 
-/* ---- handshake: the symmetric state of Noise, sections 5.2 and 5.3 ---- */
-
-static void tn_nz_mix_hash(tn_nz *nz, const void *data, size_t len)
-{
-    tn_cr_hash(nz->h, nz->h, sizeof nz->h, data, len);
-}
-
-/* Mixes a Diffie-Hellman result in and gives the key that follows from it. */
-static bool tn_nz_mix_dh(tn_nz *nz, uint8_t key[32], const uint8_t priv[32], const uint8_t pub[32])
-{
-    uint8_t z[32];
-    bool    ok = tn_cr_x25519(z, priv, pub);
-    tn_cr_kdf(nz->ck, key, NULL, nz->ck, z, sizeof z);
-    tn_wipe(z, sizeof z);
-    return ok;
-}
-
-/* Every handshake key seals one thing only, so the nonce is always zero. */
-static void tn_nz_mix_seal(tn_nz *nz, const uint8_t key[32], uint8_t *data, size_t len)
-{
-    static const uint8_t nonce[12] = { 0 };
-    tn_cr_aead_seal(key, nonce, nz->h, sizeof nz->h, data, len, data + len);
-    tn_nz_mix_hash(nz, data, len + TN_NZ_TAG_LEN);
-}
-
-/* Opens len bytes and their tag in place. */
-static bool tn_nz_mix_open(tn_nz *nz, const uint8_t key[32], uint8_t *data, size_t len)
-{
-    static const uint8_t nonce[12] = { 0 };
-    uint8_t              ad[32];
-    tn_copy_key(ad, nz->h);
-    tn_nz_mix_hash(nz, data, len + TN_NZ_TAG_LEN);      /* of what was sent       */
-    return tn_cr_aead_open(key, nonce, ad, sizeof ad, data, len, data + len);
-}
+/* ---- handshake ---- */
 
 /* What both know before the first byte. The version stands in the prologue, so
  * that one changed under way makes the first tag wrong. */
@@ -5389,8 +5476,8 @@ static void tn_nz_begin(tn_nz *nz, const uint8_t server_pub[32], uint16_t versio
     tn_wr_over(&w, prologue, sizeof prologue);
     tn_wr_text(&w, "Tailscale Control Protocol v");
     tn_wr_dec(&w, version);
-    tn_nz_mix_hash(nz, prologue, tn_wr_len(&w));
-    tn_nz_mix_hash(nz, server_pub, 32);
+    tn_cr_mix_hash(nz->h, prologue, tn_wr_len(&w));
+    tn_cr_mix_hash(nz->h, server_pub, 32);
 }
 
 /* The two keys of the records; first is the client's to send with. */
@@ -5419,12 +5506,12 @@ static bool tn_nz_start(tn_nz *nz, const uint8_t machine_priv[32], const uint8_t
     tn_copy_key(nz->eph_priv, eph_priv);
     tn_cr_clamp(nz->eph_priv);
     tn_cr_x25519_base(pub, nz->eph_priv);
-    tn_nz_mix_hash(nz, pub, sizeof pub);
-    ok = tn_nz_mix_dh(nz, key, nz->eph_priv, server_pub);           /* es         */
+    tn_cr_mix_hash(nz->h, pub, sizeof pub);
+    ok = tn_cr_mix_dh(nz->ck, key, nz->eph_priv, server_pub);           /* es         */
     tn_cr_x25519_base(sealed, machine_priv);
-    tn_nz_mix_seal(nz, key, sealed, 32);
-    ok = tn_nz_mix_dh(nz, key, machine_priv, server_pub) && ok;     /* ss         */
-    tn_nz_mix_seal(nz, key, tag, 0);
+    tn_cr_mix_seal(nz->h, key, sealed, 32);
+    ok = tn_cr_mix_dh(nz->ck, key, machine_priv, server_pub) && ok;     /* ss         */
+    tn_cr_mix_seal(nz->h, key, tag, 0);
     tn_wipe(key, sizeof key);
 
     tn_wr_over(&w, out, TN_NZ_INITIATION_LEN);
@@ -5460,10 +5547,10 @@ static tailnet_result tn_nz_finish(tn_nz *nz, const uint8_t machine_priv[32], co
     tn_rd_copy(&r, pub, sizeof pub);
     tn_rd_copy(&r, tag, sizeof tag);
 
-    tn_nz_mix_hash(nz, pub, sizeof pub);
-    ok = tn_nz_mix_dh(nz, key, nz->eph_priv, pub);                  /* ee         */
-    ok = tn_nz_mix_dh(nz, key, machine_priv, pub) && ok;            /* se         */
-    ok = tn_nz_mix_open(nz, key, tag, 0) && ok;
+    tn_cr_mix_hash(nz->h, pub, sizeof pub);
+    ok = tn_cr_mix_dh(nz->ck, key, nz->eph_priv, pub);                  /* ee         */
+    ok = tn_cr_mix_dh(nz->ck, key, machine_priv, pub) && ok;            /* se         */
+    ok = tn_cr_mix_open(nz->h, key, tag, 0) && ok;
     tn_wipe(key, sizeof key);
     if (!ok) return tn_nz_fail(nz, TAILNET_ERR_FORGED);
     tn_nz_split(nz, true);
@@ -5493,11 +5580,11 @@ static TN_MAYBE_UNUSED tailnet_result tn_nz_read_initiation(
     if (type != TN_NZ_TYPE_INITIATION || len != TN_NZ_INITIATION_LEN - 5)
         return tn_nz_fail(nz, TAILNET_ERR_MALFORMED);
 
-    tn_nz_mix_hash(nz, eph_pub, 32);
-    ok = tn_nz_mix_dh(nz, key, server_priv, eph_pub);               /* es         */
-    ok = tn_nz_mix_open(nz, key, sealed, 32) && ok;
-    ok = ok && tn_nz_mix_dh(nz, key, server_priv, sealed);          /* ss         */
-    ok = ok && tn_nz_mix_open(nz, key, tag, 0);
+    tn_cr_mix_hash(nz->h, eph_pub, 32);
+    ok = tn_cr_mix_dh(nz->ck, key, server_priv, eph_pub);               /* es         */
+    ok = tn_cr_mix_open(nz->h, key, sealed, 32) && ok;
+    ok = ok && tn_cr_mix_dh(nz->ck, key, server_priv, sealed);          /* ss         */
+    ok = ok && tn_cr_mix_open(nz->h, key, tag, 0);
     tn_wipe(key, sizeof key);
     tn_copy_key(machine_pub, sealed);
     return ok ? TAILNET_OK : tn_nz_fail(nz, TAILNET_ERR_FORGED);
@@ -5520,10 +5607,10 @@ static TN_MAYBE_UNUSED tailnet_result tn_nz_accept(
     tn_copy_key(nz->eph_priv, eph_priv);
     tn_cr_clamp(nz->eph_priv);
     tn_cr_x25519_base(pub, nz->eph_priv);
-    tn_nz_mix_hash(nz, pub, sizeof pub);
-    ok = tn_nz_mix_dh(nz, key, nz->eph_priv, client_eph);           /* ee         */
-    ok = tn_nz_mix_dh(nz, key, nz->eph_priv, machine_pub) && ok;    /* se         */
-    tn_nz_mix_seal(nz, key, tag, 0);
+    tn_cr_mix_hash(nz->h, pub, sizeof pub);
+    ok = tn_cr_mix_dh(nz->ck, key, nz->eph_priv, client_eph);           /* ee         */
+    ok = tn_cr_mix_dh(nz->ck, key, nz->eph_priv, machine_pub) && ok;    /* se         */
+    tn_cr_mix_seal(nz->h, key, tag, 0);
     tn_wipe(key, sizeof key);
     if (!ok) return tn_nz_fail(nz, TAILNET_ERR_FORGED);
     tn_nz_split(nz, false);
@@ -7518,7 +7605,8 @@ typedef struct tn_wg_device {
 } tn_wg_device;
 
 /* HASH(label || key): the keys of mac1 and of cookies. */
-static void tn_wg_label_key(uint8_t out[32], const char *label, const uint8_t public_key[32])
+static TN_NOINLINE void tn_wg_label_key(uint8_t out[32], const char *label,
+                                        const uint8_t public_key[32])
 {
     tn_cr_hash(out, label, 8, public_key, 32);
 }
@@ -7789,28 +7877,26 @@ static bool tn_wg_window_new(const tn_wg_window *win, uint64_t counter)
     return (win->bits[at / 32] >> at % 32 & 1u) == 0;
 }
 
-static void tn_wg_window_mark(tn_wg_window *win, uint64_t counter)
+static TN_NOINLINE void tn_wg_window_mark(tn_wg_window *win, uint32_t counter, bool seen)
 {
-    uint32_t at = (uint32_t)counter % TAILNET_REPLAY_BITS;
-    win->bits[at / 32] |= (uint32_t)1 << at % 32;
+    uint32_t *word = &win->bits[counter % TAILNET_REPLAY_BITS / 32];
+    uint32_t  bit  = (uint32_t)1 << counter % 32;
+    *word = seen ? *word | bit : *word & ~bit;
 }
 
 /* Notes a counter that tn_wg_window_new has let pass. When the greatest moves
  * on it gets its bit, and those passed over lose theirs. */
-static void tn_wg_window_set(tn_wg_window *win, uint64_t counter)
+static TN_NOINLINE void tn_wg_window_set(tn_wg_window *win, uint64_t counter)
 {
-    uint64_t n = win->next;                 /* the first one passed over          */
+    uint32_t at = (uint32_t)counter, passed;
 
-    if (counter < n) {
-        tn_wg_window_mark(win, counter);
+    if (counter < win->next) {
+        tn_wg_window_mark(win, at, true);
         return;
     }
-    if (n != 0) tn_wg_window_mark(win, n - 1);
-    if (counter - n > TAILNET_REPLAY_BITS) n = counter - TAILNET_REPLAY_BITS;
-    for (; n < counter; n++) {
-        uint32_t at = (uint32_t)n % TAILNET_REPLAY_BITS;
-        win->bits[at / 32] &= ~((uint32_t)1 << at % 32);
-    }
+    if (win->next != 0) tn_wg_window_mark(win, (uint32_t)win->next - 1, true);
+    passed = (uint32_t)tn_min64(counter - win->next, TAILNET_REPLAY_BITS);
+    for (; passed != 0; passed--) tn_wg_window_mark(win, at - passed, false);
     win->next = counter + 1;
 }
 
@@ -7961,11 +8047,17 @@ static bool tn_wg_has_index(const tn_wg *wg, uint32_t index)
     return tn_wg_is_pending(wg, index) || tn_wg_key_of(wg, index) >= 0;
 }
 
+/* How long ago a key was made: no limit of keys needs more than 32 bits. */
+static TN_NOINLINE uint32_t tn_wg_age(const tn_wg_key *key, uint64_t now_ms)
+{
+    return (uint32_t)tn_min64(now_ms - key->created_ms, UINT32_MAX);
+}
+
 /* Is there a key to send with? */
 static bool tn_wg_can_send(const tn_wg *wg, uint64_t now_ms)
 {
     const tn_wg_key *key = &wg->key[wg->current];
-    return tn_wg_has_current(wg) && now_ms - key->created_ms < TN_WG_REJECT_AFTER_MS &&
+    return tn_wg_has_current(wg) && tn_wg_age(key, now_ms) < TN_WG_REJECT_AFTER_MS &&
            key->tx_counter < TN_WG_REJECT_MESSAGES;
 }
 
@@ -7997,7 +8089,7 @@ static uint64_t tn_wg_initiate_at(const tn_wg *wg)
 }
 
 /* Is that deadline over? Then it is none any more. */
-static bool tn_wg_past(uint64_t *deadline_ms, uint64_t now_ms)
+static TN_NOINLINE bool tn_wg_past(uint64_t *deadline_ms, uint64_t now_ms)
 {
     if (*deadline_ms == 0 || *deadline_ms > now_ms) return false;
     *deadline_ms = 0;
@@ -8063,40 +8155,28 @@ static const uint8_t tn_wg_h0[32] = {
     0x22, 0x11, 0xb3, 0x61, 0x08, 0x1a, 0xc5, 0x66, 0x69, 0x12, 0x43, 0xdb, 0x45, 0x8a, 0xd5, 0x32,
     0x2d, 0x9c, 0x6c, 0x66, 0x22, 0x93, 0xe8, 0xb7, 0x0e, 0xe1, 0x9c, 0x65, 0xba, 0x07, 0x9e, 0xf3
 };
-/* The nonce of every handshake tag, and the pre-shared key of every tailnet. */
-static const uint8_t tn_wg_zero[32] = {0};
 
 typedef struct tn_wg_noise {
     uint8_t ck[32], h[32], k[32];
 } tn_wg_noise;
 
-static void tn_wg_mix_hash(tn_wg_noise *n, const void *data, size_t len)
-{
-    tn_cr_hash(n->h, n->h, 32, data, len);
-}
-
 static void tn_wg_mix_ephemeral(tn_wg_noise *n, const uint8_t public_key[32])
 {
-    tn_wg_mix_hash(n, public_key, 32);
+    tn_cr_mix_hash(n->h, public_key, 32);
     tn_cr_kdf(n->ck, NULL, NULL, n->ck, public_key, 32);
 }
 
-/* False: the point is of small order, the other side no honest one. */
 static bool tn_wg_mix_dh(tn_wg_noise *n, const uint8_t private_key[32],
                          const uint8_t public_key[32])
 {
-    uint8_t shared[32];
-    bool    ok = tn_cr_x25519(shared, private_key, public_key);
-    tn_cr_kdf(n->ck, n->k, NULL, n->ck, shared, sizeof shared);
-    tn_wipe(shared, sizeof shared);
-    return ok;
+    return tn_cr_mix_dh(n->ck, n->k, private_key, public_key);
 }
 
 static void tn_wg_mix_psk(tn_wg_noise *n)
 {
     uint8_t tau[32];
-    tn_cr_kdf(n->ck, tau, n->k, n->ck, tn_wg_zero, sizeof tn_wg_zero);
-    tn_wg_mix_hash(n, tau, sizeof tau);
+    tn_cr_kdf(n->ck, tau, n->k, n->ck, tn_cr_zero, sizeof tn_cr_zero);  /* no key in tailnets */
+    tn_cr_mix_hash(n->h, tau, sizeof tau);
     tn_wipe(tau, sizeof tau);
 }
 
@@ -8104,34 +8184,28 @@ static void tn_wg_start(tn_wg_noise *n, const uint8_t responder[32])
 {
     tn_copy_key(n->ck, tn_wg_ck0);
     tn_copy_key(n->h, tn_wg_h0);
-    tn_wg_mix_hash(n, responder, 32);
+    tn_cr_mix_hash(n->h, responder, 32);
 }
 
 /* Seals len bytes (at most 32) into the message, and mixes them in. */
 static void tn_wg_put_sealed(tn_wg_noise *n, tn_wr *w, const uint8_t *src, size_t len)
 {
-    uint8_t box[32 + TN_WG_TAG_LEN], tag[TN_WG_TAG_LEN];
+    uint8_t box[32 + TN_WG_TAG_LEN];
     if (len != 0) memcpy(box, src, len);
-    tn_cr_aead_seal(n->k, tn_wg_zero, n->h, 32, box, len, tag);
-    memcpy(box + len, tag, sizeof tag);
-    tn_wg_mix_hash(n, box, len + sizeof tag);
-    tn_wr_bytes(w, box, len + sizeof tag);
+    tn_cr_mix_seal(n->h, n->k, box, len);
+    tn_wr_bytes(w, box, len + TN_WG_TAG_LEN);
 }
 
-/* Opens len bytes (at most 32) and a tag from box; mixes them in if they are
- * right. */
+/* Opens len bytes (at most 32) and a tag from box; mixes them in. Zeroes and
+ * false when they are forged. */
 static bool tn_wg_get_sealed(tn_wg_noise *n, uint8_t *dst, const uint8_t *box, size_t len)
 {
-    uint8_t        h[32];
-    tn_rd          r;
-    const uint8_t *tag;
-
-    tn_rd_over(&r, box, len + TN_WG_TAG_LEN);
-    tn_rd_copy(&r, dst, len);
-    tag = tn_rd_bytes(&r, TN_WG_TAG_LEN);
-    tn_copy_key(h, n->h);
-    tn_wg_mix_hash(n, box, len + TN_WG_TAG_LEN);
-    return tn_cr_aead_open(n->k, tn_wg_zero, h, sizeof h, dst, len, tag);
+    uint8_t copy[32 + TN_WG_TAG_LEN];
+    bool    ok;
+    memcpy(copy, box, len + TN_WG_TAG_LEN);
+    ok = tn_cr_mix_open(n->h, n->k, copy, len);
+    if (len != 0) memcpy(dst, copy, len);
+    return ok;
 }
 
 /* Writes mac1, and mac2 if the peer gave us a cookie; remembers mac1, which
@@ -8408,7 +8482,7 @@ static tn_wg_verdict tn_wg_seal_begin(tn_wg *wg, uint8_t *datagram, size_t len, 
     /* The jitter ends the case that both began at the same time and would renew
      * both keys for ever. */
     if (work->counter > TN_WG_REKEY_MESSAGES ||
-        (wg->initiator && now_ms - key->created_ms >
+        (wg->initiator && tn_wg_age(key, now_ms) >
                               TN_WG_REKEY_AFTER_MS + (key->local ^ key->remote) % TN_WG_JITTER_MS))
         tn_wg_want(wg, now_ms);
     return TN_WG_OK;
@@ -8427,7 +8501,7 @@ static tn_wg_verdict tn_wg_open_begin(const tn_wg *wg, uint8_t *msg, size_t len,
     at = tn_wg_key_of(wg, tn_wg_receiver(msg, len));
     if (at < 0) return TN_WG_UNKNOWN;
     key = &wg->key[at];
-    if (now_ms - key->created_ms > TN_WG_REJECT_AFTER_MS) return TN_WG_EXPIRED;
+    if (tn_wg_age(key, now_ms) > TN_WG_REJECT_AFTER_MS) return TN_WG_EXPIRED;
     tn_rd_over(&r, msg, len);
     (void)tn_rd_bytes(&r, 8);
     work->key     = key->rx_key;
@@ -8468,7 +8542,7 @@ static TN_NOINLINE tn_wg_verdict tn_wg_accept(tn_wg *wg, const uint8_t *msg,
     if (work->len != 0 && wg->keepalive_ms == 0)
         wg->keepalive_ms = tn_wg_at(now_ms, TN_WG_KEEPALIVE_MS);
     if (wg->initiator && !wg->renewed_late && tn_wg_has_current(wg) &&
-        now_ms - wg->key[wg->current].created_ms > TN_WG_FRESH_RECEIVE_MS) {
+        tn_wg_age(&wg->key[wg->current], now_ms) > TN_WG_FRESH_RECEIVE_MS) {
         wg->renewed_late = true;
         tn_wg_want(wg, now_ms);
     }
@@ -8526,36 +8600,31 @@ typedef struct tn_ip_packet {
 
 /* The IP header with what follows it up to the transport header. */
 typedef struct tn_ip_head {
-    uint16_t     size;                      /* up to the transport header         */
-    uint16_t     offset;                    /* of this fragment, in 8 bytes       */
-    bool         more;                      /* fragments follow                   */
-    uint32_t     total;                     /* as the packet claims               */
-    tailnet_flow flow;                      /* ports 0                            */
+    uint16_t size;                          /* up to the transport header         */
+    uint16_t offset;                        /* of this fragment, in 8 bytes       */
+    bool     more;                          /* fragments follow                   */
+    uint32_t total;                         /* as the packet claims               */
 } tn_ip_head;
 
-static void tn_ip_addr_read(tn_rd *r, tailnet_addr *out, unsigned family)
+static void tn_ip_ends_read(tn_rd *r, tailnet_flow *flow, unsigned family)
 {
-    memset(out, 0, sizeof *out);
-    out->family = (uint8_t)family;
-    tn_rd_copy(r, out->ip, tn_ip_len(family));
+    flow->src.family = flow->dst.family = (uint8_t)family;
+    tn_rd_copy(r, flow->src.ip, tn_ip_len(family));
+    tn_rd_copy(r, flow->dst.ip, tn_ip_len(family));
 }
 
 /* RFC 791. Options are skipped. False: cut, or a length that cannot be. */
-static bool tn_ip_head4(tn_rd *r, tn_ip_head *h)
+static bool tn_ip_head4(tn_rd *r, tn_ip_head *h, tailnet_flow *flow)
 {
-    unsigned first = tn_rd_u8(r), fragment;
-    (void)tn_rd_u8(r);
-    h->total = tn_rd_u16be(r);
-    (void)tn_rd_u16be(r);
-    fragment  = tn_rd_u16be(r);
-    h->offset = (uint16_t)(fragment & 0x1fffu);
-    h->more   = (fragment & 0x2000u) != 0;
-    (void)tn_rd_u8(r);
-    h->flow.protocol = tn_rd_u8(r);
-    (void)tn_rd_u16be(r);
-    tn_ip_addr_read(r, &h->flow.src, 4);
-    tn_ip_addr_read(r, &h->flow.dst, 4);
-    h->size = (uint16_t)((first & 15u) * 4);
+    uint32_t word = tn_rd_u32be(r);         /* version, size, service, total      */
+    h->total  = word & 0xffffu;
+    h->size   = (uint16_t)((word >> 24 & 15u) * 4);
+    word      = tn_rd_u32be(r);             /* number, flags, offset              */
+    h->offset = (uint16_t)(word & 0x1fffu);
+    h->more   = (word & 0x2000u) != 0;
+    word      = tn_rd_u32be(r);             /* hops, protocol, checksum           */
+    flow->protocol = (uint8_t)(word >> 16 & 0xffu);
+    tn_ip_ends_read(r, flow, 4);
     if (h->size < 20) return false;         /* would read ports from the addresses */
     (void)tn_rd_bytes(r, h->size - 20u);
     return tn_rd_ok(r) && h->total >= h->size;
@@ -8565,38 +8634,35 @@ static bool tn_ip_head4(tn_rd *r, tn_ip_head *h)
  * packets above the MTU); other extension headers are protocols of their own,
  * as in the reference (net/packet/packet.go), so that no rule for TCP or UDP
  * ever matches behind one. */
-static bool tn_ip_head6(tn_rd *r, tn_ip_head *h)
+static bool tn_ip_head6(tn_rd *r, tn_ip_head *h, tailnet_flow *flow)
 {
-    unsigned payload;
+    uint32_t word;
     (void)tn_rd_u32be(r);
-    payload          = tn_rd_u16be(r);
-    h->flow.protocol = tn_rd_u8(r);
-    (void)tn_rd_u8(r);
-    tn_ip_addr_read(r, &h->flow.src, 6);
-    tn_ip_addr_read(r, &h->flow.dst, 6);
-    h->size  = 40;
-    h->total = (uint32_t)payload + 40;
-    if (h->flow.protocol == TN_IP_FRAGMENT_HEAD) {
-        unsigned fragment;
-        h->flow.protocol = tn_rd_u8(r);
-        (void)tn_rd_u8(r);
-        fragment = tn_rd_u16be(r);
+    word           = tn_rd_u32be(r);        /* length of the rest, protocol, hops */
+    h->size        = 40;
+    h->total       = (word >> 16) + 40;
+    flow->protocol = (uint8_t)(word >> 8 & 0xffu);
+    tn_ip_ends_read(r, flow, 6);
+    if (flow->protocol == TN_IP_FRAGMENT_HEAD) {
+        word           = tn_rd_u32be(r);    /* protocol, zero, offset, flags      */
+        flow->protocol = (uint8_t)(word >> 24);
+        h->offset      = (uint16_t)(word >> 3 & 0x1fffu);
+        h->more        = (word & 1u) != 0;
+        h->size        = 48;
         (void)tn_rd_u32be(r);
-        h->offset = (uint16_t)(fragment >> 3);
-        h->more   = (fragment & 1u) != 0;
-        h->size   = 48;
     }
     return tn_rd_ok(r) && h->total >= h->size;
 }
 
-/* The head at the cursor, which then stands on the transport header. */
-static bool tn_ip_head_read(tn_rd *r, tn_ip_head *h)
+/* The head at the cursor, which then stands on the transport header. Ports are 0. */
+static bool tn_ip_head_read(tn_rd *r, tn_ip_head *h, tailnet_flow *flow)
 {
     tn_rd    peek    = *r;
     unsigned version = (unsigned)tn_rd_u8(&peek) >> 4;
     memset(h, 0, sizeof *h);
-    if (version == 4) return tn_ip_head4(r, h);
-    return version == 6 && tn_ip_head6(r, h);
+    memset(flow, 0, sizeof *flow);
+    if (version == 4) return tn_ip_head4(r, h, flow);
+    return version == 6 && tn_ip_head6(r, h, flow);
 }
 
 /* The length of the IP packet in a decrypted plaintext, which may be padded; 0
@@ -8620,21 +8686,15 @@ static TN_MAYBE_UNUSED size_t tn_ip_trim(const uint8_t *data, size_t len)
  * less is an attempt to hide the ports (RFC 1858). */
 static unsigned tn_ip_least(unsigned family, unsigned protocol)
 {
-    switch (protocol) {
-    case TN_IP_TCP:   return 20;
-    case TN_IP_UDP:   return 8;
-    case TN_IP_SCTP:  return 12;
-    case TN_IP_TSMP:  return 7;
-    case TN_IP_ICMP4: return family == 4 ? 4 : 0;
-    case TN_IP_IGMP:  return family == 4 ? 8 : 0;
-    case TN_IP_ICMP6: return family == 4 ? 0 : 4;
-    }
+    /* protocol, where another family takes it for a mere number, bytes */
+    static const uint8_t least[7][3] = {
+        { TN_IP_TCP, 0, 20 }, { TN_IP_UDP, 0, 8 }, { TN_IP_SCTP, 0, 12 }, { TN_IP_TSMP, 0, 7 },
+        { TN_IP_ICMP4, 6, 4 }, { TN_IP_IGMP, 6, 8 }, { TN_IP_ICMP6, 4, 4 }
+    };
+    unsigned i;
+    for (i = 0; i < 7; i++)
+        if (least[i][0] == protocol && least[i][1] != family) return least[i][2];
     return 0;
-}
-
-static bool tn_ip_has_ports(unsigned protocol)
-{
-    return protocol == TN_IP_TCP || protocol == TN_IP_UDP || protocol == TN_IP_SCTP;
 }
 
 static bool tn_ip_is_icmp(unsigned family, unsigned protocol)
@@ -8670,22 +8730,22 @@ static tn_ip_icmp tn_ip_icmp_read(tn_rd *r, tailnet_flow *flow)
     return kind;
 }
 
-/* The packet inside an ICMP error, of which only the beginning is there. Stays
- * empty unless it tells a flow: same family, first fragment, ports readable. */
-static void tn_ip_quote_read(tn_rd *r, unsigned family, tailnet_flow *out)
+/* The packet inside an ICMP error, of which only the beginning is there. False
+ * unless it tells a flow: same family, first fragment, ports readable. */
+static bool tn_ip_quote_read(tn_rd *r, unsigned family, tailnet_flow *out)
 {
     tn_ip_head h;
-    if (!tn_ip_head_read(r, &h) || h.flow.src.family != family || h.offset != 0) return;
-    if (h.flow.protocol == TN_IP_UNKNOWN || h.flow.protocol == TN_IP_FRAGMENT ||
-        h.flow.protocol == TN_IP_TSMP)
-        return;
-    if (tn_ip_has_ports(h.flow.protocol)) {
-        h.flow.src.port = tn_rd_u16be(r);
-        h.flow.dst.port = tn_rd_u16be(r);
-    } else if (tn_ip_is_icmp(family, h.flow.protocol)) {
-        if (tn_ip_icmp_read(r, &h.flow) != TN_IP_ECHO_REQUEST) return;
+    if (!tn_ip_head_read(r, &h, out) || out->src.family != family || h.offset != 0) return false;
+    if (out->protocol == TN_IP_UNKNOWN || out->protocol == TN_IP_FRAGMENT ||
+        out->protocol == TN_IP_TSMP)
+        return false;
+    if (tn_has_ports(out->protocol)) {
+        out->src.port = tn_rd_u16be(r);
+        out->dst.port = tn_rd_u16be(r);
+    } else if (tn_ip_is_icmp(family, out->protocol)) {
+        if (tn_ip_icmp_read(r, out) != TN_IP_ECHO_REQUEST) return false;
     }
-    if (tn_rd_ok(r)) *out = h.flow;
+    return tn_rd_ok(r);
 }
 
 /* The transport header at the cursor, as far as rules look at it. False: cut. */
@@ -8694,7 +8754,7 @@ static bool tn_ip_body_read(tn_ip_packet *p, tn_rd *r, unsigned protocol, bool m
     if (r->left < tn_ip_least(p->family, protocol)) return false;
     if (protocol == TN_IP_UNKNOWN || protocol == TN_IP_FRAGMENT) return false;
     if (protocol == TN_IP_TSMP && more) return false;
-    if (tn_ip_has_ports(protocol)) {
+    if (tn_has_ports(protocol)) {
         p->flow.src.port = tn_rd_u16be(r);
         p->flow.dst.port = tn_rd_u16be(r);
     }
@@ -8703,7 +8763,8 @@ static bool tn_ip_body_read(tn_ip_packet *p, tn_rd *r, unsigned protocol, bool m
         p->tcp_flags = tn_rd_u8(r);
     } else if (tn_ip_is_icmp(p->family, protocol)) {
         p->icmp = tn_ip_icmp_read(r, &p->flow);
-        if (p->icmp == TN_IP_ICMP_ERROR) tn_ip_quote_read(r, p->family, &p->quoted);
+        if (p->icmp == TN_IP_ICMP_ERROR && !tn_ip_quote_read(r, p->family, &p->quoted))
+            memset(&p->quoted, 0, sizeof p->quoted);
     }
     return true;
 }
@@ -8714,26 +8775,32 @@ static bool tn_ip_read(tn_ip_packet *p, const uint8_t *data, size_t len)
 {
     tn_ip_head h;
     tn_rd      r;
+    unsigned   protocol;
+    bool       ok;
 
     memset(p, 0, sizeof *p);
     p->data = data;
     p->len  = len;
     tn_rd_over(&r, data, len);
-    if (!tn_ip_head_read(&r, &h) || h.total > len) return false;
-    p->flow          = h.flow;
+    ok               = tn_ip_head_read(&r, &h, &p->flow) && h.total <= len;
+    protocol         = p->flow.protocol;
     p->flow.protocol = TN_IP_UNKNOWN;
-    p->family        = h.flow.src.family;
-    p->len           = (size_t)h.total;
-    p->body          = h.size;
-    p->fragmented    = h.more || h.offset != 0;
+    if (!ok) {
+        memset(&p->flow, 0, sizeof p->flow);
+        return false;
+    }
+    p->family     = p->flow.src.family;
+    p->len        = (size_t)h.total;
+    p->body       = h.size;
+    p->fragmented = h.more || h.offset != 0;
     if (h.offset != 0) {
         if (h.offset < 10) return false;    /* 80 bytes: 60 of TCP and options    */
         p->flow.protocol = TN_IP_FRAGMENT;
         return true;
     }
     r.left = p->len - h.size;               /* padding behind is not the packet's */
-    if (!tn_ip_body_read(p, &r, h.flow.protocol, h.more)) return false;
-    p->flow.protocol = h.flow.protocol;
+    if (!tn_ip_body_read(p, &r, protocol, h.more)) return false;
+    p->flow.protocol = (uint8_t)protocol;
     return true;
 }
 
@@ -9167,16 +9234,6 @@ static void tn_flt_init(tn_flt *f, tn_flt_range *ranges, uint16_t range_max, tn_
 
 /* ---- what is ours ---- */
 
-/* An exit node gives the Internet, not its own network or the tailnet (the list
- * of ipn/ipnlocal/local.go), and not the machine itself. */
-typedef struct tn_flt_net { uint8_t family, bits, ip[6]; } tn_flt_net;
-
-static const tn_flt_net tn_flt_private[] = {
-    {4, 16, {192, 168}}, {4, 12, {172, 16}}, {4, 8, {10}}, {4, 16, {169, 254}}, {4, 4, {224}},
-    {4, 10, {100, 64}}, {4, 8, {127}}, {4, 8, {0}}, {6, 10, {0xfe, 0x80}}, {6, 8, {0xff}},
-    {6, 48, {0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0}}
-};
-
 /* Own addresses (either may be NULL) and advertised routes. The routes are not
  * copied: call again whenever they change. */
 static void tn_flt_local(tn_flt *f, const tailnet_addr *self4, const tailnet_addr *self6,
@@ -9189,24 +9246,16 @@ static void tn_flt_local(tn_flt *f, const tailnet_addr *self4, const tailnet_add
     f->route_count = route_count;
 }
 
-static bool tn_flt_is_private(const tailnet_addr *ip)
-{
-    size_t i;
-    for (i = 0; i < sizeof tn_flt_private / sizeof tn_flt_private[0]; i++)
-        if (tn_flt_private[i].family == ip->family &&
-            tn_bits_same(tn_flt_private[i].ip, ip->ip, tn_flt_private[i].bits))
-            return true;
-    return ip->family == 6 && tn_is_zero(ip->ip, 15);   /* :: and ::1 */
-}
-
-/* May packets for this address come to us at all? */
+/* May packets for this address come to us at all? An exit node gives the Internet,
+ * not its own network, the tailnet (ipn/ipnlocal/local.go), or the machine itself. */
 static bool tn_flt_is_local(const tn_flt *f, const tailnet_addr *ip)
 {
     size_t i;
     if (ip->family == 0) return false;
     if (tn_ip_same(&f->self[0], ip) || tn_ip_same(&f->self[1], ip)) return true;
     for (i = 0; i < f->route_count; i++)
-        if (tn_prefix_has(&f->route[i], ip) && (f->route[i].bits != 0 || !tn_flt_is_private(ip)))
+        if (tn_prefix_has(&f->route[i], ip) &&
+            (f->route[i].bits != 0 || tn_addr_kind_of(ip) < TN_ADDR_NOBODY))
             return true;
     return false;
 }
@@ -9267,11 +9316,6 @@ static bool tn_flt_match(const tn_flt *f, const tailnet_flow *flow, uint32_t cap
     return have == TN_FLT_ALL;
 }
 
-static bool tn_flt_has_ports(unsigned protocol)
-{
-    return protocol == TN_IP_TCP || protocol == TN_IP_UDP || protocol == TN_IP_SCTP;
-}
-
 /* The same with the right mode for its protocol, and for peers that may not. */
 static bool tn_flt_lets(const tn_flt *f, const tailnet_flow *flow, const tn_flt_peer *from)
 {
@@ -9279,7 +9323,7 @@ static bool tn_flt_lets(const tn_flt *f, const tailnet_flow *flow, const tn_flt_
     tn_flt_mode mode     = TN_FLT_WHOLE;
 
     if (f->shields || from->jailed) return false;
-    if (tn_flt_has_ports(protocol)) mode = TN_FLT_PORT;
+    if (tn_has_ports(protocol)) mode = TN_FLT_PORT;
     if (protocol == TN_IP_FRAGMENT ||
         protocol == (flow->src.family == 4 ? TN_IP_ICMP4 : TN_IP_ICMP6))
         mode = TN_FLT_PING;
@@ -9466,7 +9510,7 @@ static void tn_flt_note_out(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer 
     tn_flt_flow  key;
     tn_flt_flow *e;
 
-    if (!tn_flt_has_ports(protocol) && p->icmp != TN_IP_ECHO_REQUEST) return;
+    if (!tn_has_ports(protocol) && p->icmp != TN_IP_ECHO_REQUEST) return;
     tn_flt_turn(&back, &p->flow);
     tn_flt_key(&key, &back);
     e = tn_flt_find(f, &key, tick);
@@ -9528,7 +9572,7 @@ static bool tn_flt_answers(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer *
 
     if (protocol == TN_IP_FRAGMENT) return tn_flt_any_flow(f, &p->flow, from, tick);
     if (p->icmp == TN_IP_ICMP_ERROR) return tn_flt_error_is_ours(f, p, from, tick);
-    if (!tn_flt_has_ports(protocol) && p->icmp != TN_IP_ECHO_REPLY) return false;
+    if (!tn_has_ports(protocol) && p->icmp != TN_IP_ECHO_REPLY) return false;
     if (protocol == TN_IP_TCP && (p->tcp_flags & (TN_IP_SYN | TN_IP_ACK)) == TN_IP_SYN)
         return false;
     e = tn_flt_ours(f, &p->flow, from, tick);
@@ -9586,7 +9630,7 @@ static tn_flt_verdict tn_flt_out(tn_flt *f, const tn_ip_packet *p, const tn_flt_
 
 /* Names are kept as 64 bits (FNV-1a). They all come from the control server,
  * which has nothing to win by a collision. */
-static uint64_t tn_flt_hash(const char *name, size_t len)
+static TN_NOINLINE uint64_t tn_flt_hash(const char *name, size_t len)
 {
     uint64_t h = 14695981039346656037ull;
     size_t   i;
@@ -9788,26 +9832,20 @@ static tn_flt_range *tn_flt_only(tn_flt *f, unsigned kind)
  * family; false leaves them undefined. */
 static bool tn_flt_text(tn_flt_range *r, const char *text, size_t len)
 {
-    size_t       at = 0, rest;
-    uint64_t     bits;
+    size_t       at   = 0;
+    unsigned     bits = 128;
     tailnet_addr first, last;
 
     if (tn_is(text, len, "*")) return true;
-    while (at < len && text[at] != '/' && text[at] != '-') at++;
-    if (!tn_ip_parse(&first, text, at)) return false;
+    while (at < len && text[at] != '-') at++;
+    if (!(at < len ? tn_ip_parse(&first, text, at) : tn_cidr_parse(&first, &bits, text, len)))
+        return false;
     last = first;
-    rest = at < len ? len - at - 1 : 0;     /* what stands behind the sign        */
-    if (at < len && text[at] == '-') {
-        if (!tn_ip_parse(&last, text + at + 1, rest)) return false;
-    } else if (at < len) {
-        unsigned most = 8 * tn_ip_len(first.family), i;
-        if (rest > 1 && text[at + 1] == '0') return false;
-        if (!tn_dec_parse(text + at + 1, rest, most, &bits)) return false;
-        for (i = (unsigned)bits; i < most; i++) {
-            unsigned bit = 0x80u >> i % 8;
-            if ((last.ip[i / 8] & bit) != 0) return false;
-            last.ip[i / 8] = (uint8_t)(last.ip[i / 8] | bit);
-        }
+    if (at < len && !tn_ip_parse(&last, text + at + 1, len - at - 1)) return false;
+    for (; bits < 8 * tn_ip_len(first.family); bits++) {
+        unsigned bit = 0x80u >> bits % 8;
+        if ((last.ip[bits / 8] & bit) != 0) return false;
+        last.ip[bits / 8] = (uint8_t)(last.ip[bits / 8] | bit);
     }
     if (last.family != first.family || memcmp(first.ip, last.ip, 16) > 0) return false;
     r->family = first.family;
@@ -14997,34 +15035,17 @@ static uint32_t tn_path_age(uint32_t now, uint32_t since) { return now - since; 
 
 enum { TN_PATH_NEVER = 255 };
 
-/* Family, bits, worth, first bytes. The worths are betterAddr's; NEVER are such
- * as cannot be a peer's: multicast, broadcast, and the tailnet's own, where a
+/* Loopback 50, link-local 30, private 20, else 0: as betterAddr has it. NEVER are
+ * such as cannot be a peer's: multicast, broadcast, and the tailnet's own, where a
  * ping would run through the tunnel into itself. */
-static const uint8_t tn_path_kinds[11][9] = {
-    { 4, 3, TN_PATH_NEVER, 224 },                           /* 255.255.255.255 too */
-    { 4, 10, TN_PATH_NEVER, 100, 64 },
-    { 6, 8, TN_PATH_NEVER, 0xff },
-    { 6, 48, TN_PATH_NEVER, 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 },
-    { 4, 8, 50, 127 },
-    { 4, 16, 30, 169, 254 },
-    { 4, 8, 20, 10 },
-    { 4, 12, 20, 172, 16 },
-    { 4, 16, 20, 192, 168 },
-    { 6, 10, 30, 0xfe, 0x80 },
-    { 6, 7, 20, 0xfc }
-};
-
-/* Loopback 50, link-local 30, private 20, else 0; NEVER. */
 static unsigned tn_path_worth(const tailnet_addr *a)
 {
-    unsigned i;
-    if (a->port == 0 || tn_is_zero(a->ip, tn_ip_len(a->family))) return TN_PATH_NEVER;
-    if (a->family == 6 && tn_is_zero(a->ip, 15) && a->ip[15] == 1) return 50;
-    for (i = 0; i < sizeof tn_path_kinds / sizeof tn_path_kinds[0]; i++) {
-        const uint8_t *k = tn_path_kinds[i];
-        if (k[0] == a->family && tn_bits_same(k + 3, a->ip, k[1])) return k[2];
-    }
-    return 0;
+    static const uint8_t worth[TN_ADDR_KINDS] = {
+        /* PUBLIC */ 0, /* UNIQUE */ 20, /* RESERVED */ TN_PATH_NEVER, /* NOBODY */ TN_PATH_NEVER,
+        /* MULTICAST */ TN_PATH_NEVER, /* TAILNET */ TN_PATH_NEVER, /* LOOPBACK */ 50,
+        /* LINK_LOCAL */ 30, /* PRIVATE */ 20
+    };
+    return a->port == 0 ? (unsigned)TN_PATH_NEVER : worth[tn_addr_kind_of(a)];
 }
 
 /* Is a better than b? By how many percent it is faster, with a bonus for near
@@ -15223,26 +15244,25 @@ static void tn_path_due(tn_path *p, unsigned slot)
     p->due |= TN_PATH_DUE_PING;
 }
 
-/* A full round: pings all candidates that were not in the last 5 s, and with them
- * calls the peer. Also when we know no address: the peer may know ours (the
- * reference waits for the peer then). When metered and the best only has to
- * prove itself again, no other is asked. */
+/* A full round: pings all candidates that were not in the last 5 s, and calls the
+ * peer. Also when there is none to ping now: we may know no address (the peer may
+ * know ours; the reference waits for the peer then), or the peer's own call made us
+ * ping them all a moment ago, and it does not know where we are. When metered and
+ * the best only has to prove itself again, no other is asked. */
 static void tn_path_round(tn_path *p, bool call, uint32_t now)
 {
-    bool     cheap = call && p->metered && p->best != TN_PATH_NO_SLOT, some = false, none = true;
+    bool     cheap = call && p->metered && p->best != TN_PATH_NO_SLOT;
     unsigned i;
     p->full = now;
     tn_path_sweep(p, now);
     for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
         const tn_path_place *c = &p->places[i];
-        if (c->addr.family == 0) continue;
-        none = false;
-        if (tn_path_age(now, c->pinged) < TN_PATH_PING_MS || (cheap && i != p->best)) continue;
-        some = true;
+        if (c->addr.family == 0 || tn_path_age(now, c->pinged) < TN_PATH_PING_MS) continue;
+        if (cheap && i != p->best) continue;
         p->places[i].flags = (uint8_t)(c->flags & ~(unsigned)TN_PATH_ECHOED);
         tn_path_due(p, i);
     }
-    if (call && !cheap && (some || none) && tn_path_age(now, p->called) >= TN_PATH_PING_MS)
+    if (call && !cheap && tn_path_age(now, p->called) >= TN_PATH_PING_MS)
         p->due |= TN_PATH_DUE_CALL;
 }
 
@@ -15372,25 +15392,24 @@ static tn_path_want tn_path_step(tn_path *p, uint64_t now_ms, tn_path_wish *w)
     return TN_PATH_CALL;
 }
 
-static uint32_t tn_path_left(uint32_t now, uint32_t since, uint32_t most)
+/* What is left of most since that moment, if that is sooner than wait. */
+static uint32_t tn_path_sooner(uint32_t wait, uint32_t now, uint32_t since, uint32_t most)
 {
-    uint32_t age = tn_path_age(now, since);
-    return age < most ? most - age : 0;
+    uint32_t age = tn_path_age(now, since), left = age < most ? most - age : 0;
+    return left < wait ? left : wait;
 }
 
 /* When step has something to do; TN_NEVER when only traffic can bring that. */
 static uint64_t tn_path_deadline(const tn_path *p, uint64_t now_ms)
 {
-    uint32_t now  = (uint32_t)now_ms;
-    uint64_t wait = TN_NEVER;
+    uint32_t now = (uint32_t)now_ms, wait = UINT32_MAX;
     if ((p->due & (TN_PATH_DUE_PING | TN_PATH_DUE_CALL)) != 0) return now_ms;
     if (p->state == TN_PATH_TRUSTED)
-        wait = tn_path_left(now, p->trusted, tn_path_trust_ms(p) + 1u);
+        wait = tn_path_sooner(wait, now, p->trusted, tn_path_trust_ms(p) + 1u);
     if ((p->due & TN_PATH_DOUBT) != 0)
-        wait = tn_min64(wait, tn_path_left(now, p->doubted, TN_PATH_PING_MS));
-    if ((p->due & TN_PATH_BEATS) != 0)
-        wait = tn_min64(wait, tn_path_left(now, p->beat, TN_PATH_BEAT_MS));
-    return tn_time_add(now_ms, wait);
+        wait = tn_path_sooner(wait, now, p->doubted, TN_PATH_PING_MS);
+    if ((p->due & TN_PATH_BEATS) != 0) wait = tn_path_sooner(wait, now, p->beat, TN_PATH_BEAT_MS);
+    return wait == UINT32_MAX ? TN_NEVER : tn_time_add(now_ms, wait);
 }
 
 /* ---- what comes in ---- */
@@ -18267,6 +18286,7 @@ struct tailnet_node {
     uint16_t        relay_slots;
     uint32_t        events;
     uint32_t        staged_size;            /* bytes of one staged packet's place */
+    tailnet_stats   stats;
     tn_session     *sessions;
     tn_node_relay  *relays;
     tn_staged      *staged;
@@ -18280,7 +18300,6 @@ struct tailnet_node {
     uint64_t        disco_full_ms;          /* bucket of disco keys to compute    */
     uint64_t        server_unix_ms, server_at_ms;   /* its clock, and when it said so */
     tn_rim          rim;
-    tailnet_stats   stats;
     tn_links        links;
     tn_relay        relay;
     tn_net          net;
@@ -18305,31 +18324,29 @@ struct tailnet_node {
     tn_wg_device    wg;
     tn_flt          flt;
     tn_disco_key    disco[TN_NODE_DISCO_KEYS];
-    tn_agenda       agenda[TN_NODE_AGENDA];
     tailnet_crypt   work[TAILNET_BATCH];
     tn_piece        pieces[TAILNET_BATCH];
     tn_map          map;
     tn_ctl          ctl;
+    tn_agenda       agenda[TN_NODE_AGENDA];
 };
 
 /* ---- memory ---- */
 
-/* Where each part begins, from the start of the caller's memory. */
+/* The parts of the caller's memory, in their order; the last two in tls_memory. */
+enum {
+    TN_PART_NODE, TN_PART_MAP, TN_PART_SESSIONS, TN_PART_SEEN, TN_PART_VIA, TN_PART_STAGED,
+    TN_PART_BYTES, TN_PART_SCRATCH, TN_PART_RELAYS, TN_PART_LINKS, TN_PART_STORES, TN_PART_CHECK,
+    TN_PART_NET, TN_PART_SLOTS, TN_PART_RANGES, TN_PART_FLOWS, TN_PART_ENGINES,
+    TN_PART_ENGINE_IN, TN_PART_STREAMS, TN_PARTS
+};
+
+/* Where each begins, from the start of its memory. */
 typedef struct tn_node_layout {
-    size_t   map, sessions, seen, staged, staged_bytes, relays, relay_links, stores, via;
-    size_t   scratch, slots, engines, check, ranges, flows, engine_in, streams, regions;
+    size_t   at[TN_PARTS];
     size_t   used, tls_used;                /* of memory, of tls_memory           */
     uint32_t staged_size;
-    unsigned relay_count;
 } tn_node_layout;
-
-/* Room for size bytes, aligned for everything; *used moves on. */
-static size_t tn_node_layout_take(size_t *used, size_t size)
-{
-    size_t at = *used;
-    *used += (size + 7u) & ~(size_t)7u;
-    return at;
-}
 
 /* Zero means the default, everywhere. */
 static void tn_node_defaults(tailnet_desc *d)
@@ -18348,7 +18365,7 @@ static void tn_node_defaults(tailnet_desc *d)
     if (d->capability_version == 0) d->capability_version = TAILNET_CAPABILITY_VERSION;
 }
 
-static void tn_node_map_limits(const tailnet_desc *d, tn_map_limits *out)
+static TN_NOINLINE void tn_node_map_limits(const tailnet_desc *d, tn_map_limits *out)
 {
     memset(out, 0, sizeof *out);
     out->peers   = d->max_peers;
@@ -18360,40 +18377,44 @@ static void tn_node_map_limits(const tailnet_desc *d, tn_map_limits *out)
 /* Computes where everything lies for these limits (defaults applied). */
 static void tn_node_lay_out(const tailnet_desc *d, tn_node_layout *l)
 {
+    static const uint32_t unit[TN_PARTS] = {
+        sizeof(tailnet_node), 1, sizeof(tn_session), sizeof(uint64_t), 1, sizeof(tn_staged),
+        1, 1, sizeof(tn_node_relay), sizeof(tn_relay_link), sizeof(tn_relay_store),
+        sizeof(tn_tls_check), 1, sizeof(tn_link), 2 * sizeof(tn_flt_range), sizeof(tn_flt_flow),
+        sizeof(tn_tls), TN_TLS_IN_LEN, 2 * TAILNET_TLS_OUT
+    };
     tn_map_limits lim;
-    size_t       *used = &l->used, *tls = d->tls_memory_size != 0 ? &l->tls_used : &l->used;
-    size_t        stores;
+    size_t        count[TN_PARTS];
+    unsigned      i, relays = d->max_links - 1u;
 
     memset(l, 0, sizeof *l);
     tn_node_map_limits(d, &lim);
-    l->relay_count  = d->max_links - 1u;
-    stores          = l->relay_count * sizeof(tn_relay_store);
-    l->staged_size  = (uint32_t)(d->mtu + TAILNET_HEADROOM + TAILNET_TAILROOM + 7u) & ~7u;
-    (void)tn_node_layout_take(used, sizeof(tailnet_node));
-    l->map          = tn_node_layout_take(used, tn_map_memory(&lim));
-    l->sessions     = tn_node_layout_take(used, d->max_sessions * sizeof(tn_session));
-    l->seen         = tn_node_layout_take(used, d->max_peers * sizeof(uint64_t));
-    l->via          = tn_node_layout_take(used, d->max_sessions);
-    l->staged       = tn_node_layout_take(used, d->max_staged * sizeof(tn_staged));
-    l->staged_bytes = tn_node_layout_take(used, (size_t)d->max_staged * l->staged_size);
-    l->scratch      = tn_node_layout_take(used, l->staged_size);
-    l->relays       = tn_node_layout_take(used, l->relay_count * sizeof(tn_node_relay));
-    l->relay_links  = tn_node_layout_take(used, l->relay_count * sizeof(tn_relay_link));
-    l->regions      = tn_node_layout_take(used, tn_net_memory(d->max_regions));
-    l->slots        = tn_node_layout_take(used, d->max_links * sizeof(tn_link));
-    l->ranges       = tn_node_layout_take(used, (size_t)2 * d->max_ranges * sizeof(tn_flt_range));
-    l->flows        = tn_node_layout_take(used, d->max_flows * sizeof(tn_flt_flow));
-    l->engines      = tn_node_layout_take(used, d->max_tls * sizeof(tn_tls));
-    l->stores       = tn_node_layout_take(used, d->max_tls == 1 && stores < sizeof(tn_tls_check)
-                                                    ? sizeof(tn_tls_check)
-                                                    : stores);
-    l->check        = d->max_tls == 1 ? l->stores   /* one engine: never both at a time */
-                                      : tn_node_layout_take(used, d->max_tls != 0
-                                                                      ? sizeof(tn_tls_check)
-                                                                      : 0);
-    l->engine_in    = tn_node_layout_take(tls, (size_t)d->max_tls * TN_TLS_IN_LEN);
-    l->streams      = tn_node_layout_take(
-        tls, d->tls_by_caller ? (size_t)l->relay_count * 2u * TAILNET_TLS_OUT : 0);
+    l->staged_size = (uint32_t)(d->mtu + TAILNET_HEADROOM + TAILNET_TAILROOM + 7u) & ~7u;
+    count[TN_PART_NODE]      = 1;
+    count[TN_PART_MAP]       = tn_map_memory(&lim);
+    count[TN_PART_SESSIONS]  = count[TN_PART_VIA] = d->max_sessions;
+    count[TN_PART_SEEN]      = d->max_peers;
+    count[TN_PART_STAGED]    = d->max_staged;
+    count[TN_PART_BYTES]     = (size_t)d->max_staged * l->staged_size;
+    count[TN_PART_SCRATCH]   = l->staged_size;
+    count[TN_PART_RELAYS]    = count[TN_PART_LINKS] = count[TN_PART_STORES] = relays;
+    count[TN_PART_CHECK]     = d->max_tls != 0;
+    count[TN_PART_NET]       = tn_net_memory(d->max_regions);
+    count[TN_PART_SLOTS]     = d->max_links;
+    count[TN_PART_RANGES]    = d->max_ranges;
+    count[TN_PART_FLOWS]     = d->max_flows;
+    count[TN_PART_ENGINES]   = count[TN_PART_ENGINE_IN] = d->max_tls;
+    count[TN_PART_STREAMS]   = d->tls_by_caller ? relays : 0;
+    for (i = 0; i < TN_PARTS; i++) {
+        bool    apart = i >= TN_PART_ENGINE_IN && d->tls_memory_size != 0;
+        size_t *used  = apart ? &l->tls_used : &l->used;
+        size_t  end;
+        l->at[i] = *used;
+        if (i == TN_PART_CHECK && d->max_tls == 1)  /* one engine: a certificate is checked */
+            l->at[i] = l->at[TN_PART_STORES];       /*   only while no relay's store is used */
+        end = l->at[i] + ((count[i] * unit[i] + 7u) & ~(size_t)7u);
+        if (*used < end) *used = end;
+    }
 }
 
 /* Gives every room its part of the memory, which is zero. */
@@ -18401,33 +18422,35 @@ static void tn_node_place(tailnet_node *n, const tn_node_layout *l, uint8_t *bas
                           uint8_t *tls_base)
 {
     const tailnet_desc *d = &n->desc;
+    const size_t       *at = l->at;
     tn_map_limits       lim;
 
+    if (d->tls_memory_size == 0) tls_base = base;
     tn_node_map_limits(d, &lim);
-    n->map_memory = base + l->map;
-    n->ranges     = (tn_flt_range *)(void *)(base + l->ranges);
-    n->flows      = (tn_flt_flow *)(void *)(base + l->flows);
+    n->relay_slots  = (uint16_t)(d->max_links - 1u);
+    n->map_memory   = base + at[TN_PART_MAP];
+    n->ranges       = (tn_flt_range *)(void *)(base + at[TN_PART_RANGES]);
+    n->flows        = (tn_flt_flow *)(void *)(base + at[TN_PART_FLOWS]);
     tn_map_init(&n->map, &lim, n->map_memory);
     tn_flt_init(&n->flt, n->ranges, d->max_ranges, n->flows, d->max_flows);
-    tn_relay_init(&n->relay, (tn_relay_link *)(void *)(base + l->relay_links),
-                  (tn_relay_store *)(void *)(base + l->stores), l->relay_count, base + l->via,
-                  d->max_sessions);
-    n->net_memory       = base + l->regions;
-    n->sessions         = (tn_session *)(void *)(base + l->sessions);
-    n->seen             = (uint64_t *)(void *)(base + l->seen);
-    n->staged           = (tn_staged *)(void *)(base + l->staged);
-    n->staged_bytes     = base + l->staged_bytes;
-    n->scratch          = base + l->scratch;
-    n->relays           = (tn_node_relay *)(void *)(base + l->relays);
-    n->links.slots      = (tn_link *)(void *)(base + l->slots);
-    n->links.slot_count = d->max_links;
-    n->links.engines    = (tn_tls *)(void *)(base + l->engines);
-    n->links.check      = (tn_tls_check *)(void *)(base + l->check);
-    n->links.engine_in  = (d->tls_memory_size != 0 ? tls_base : base) + l->engine_in;
+    tn_relay_init(&n->relay, (tn_relay_link *)(void *)(base + at[TN_PART_LINKS]),
+                  (tn_relay_store *)(void *)(base + at[TN_PART_STORES]), n->relay_slots,
+                  base + at[TN_PART_VIA], d->max_sessions);
+    n->net_memory         = base + at[TN_PART_NET];
+    n->sessions           = (tn_session *)(void *)(base + at[TN_PART_SESSIONS]);
+    n->seen               = (uint64_t *)(void *)(base + at[TN_PART_SEEN]);
+    n->staged             = (tn_staged *)(void *)(base + at[TN_PART_STAGED]);
+    n->staged_bytes       = base + at[TN_PART_BYTES];
+    n->scratch            = base + at[TN_PART_SCRATCH];
+    n->relays             = (tn_node_relay *)(void *)(base + at[TN_PART_RELAYS]);
+    n->links.slots        = (tn_link *)(void *)(base + at[TN_PART_SLOTS]);
+    n->links.slot_count   = d->max_links;
+    n->links.engines      = (tn_tls *)(void *)(base + at[TN_PART_ENGINES]);
+    n->links.check        = (tn_tls_check *)(void *)(base + at[TN_PART_CHECK]);
+    n->links.engine_in    = tls_base + at[TN_PART_ENGINE_IN];
     n->links.engine_count = d->max_tls;
-    n->streams            = (d->tls_memory_size != 0 ? tls_base : base) + l->streams;
+    n->streams            = tls_base + at[TN_PART_STREAMS];
     n->staged_size        = l->staged_size;
-    n->relay_slots        = (uint16_t)l->relay_count;
 }
 
 /* ---- peers and sessions ---- */
@@ -18438,7 +18461,17 @@ static tn_session *tn_node_session(tailnet_node *n, uint16_t peer)
     return slot == TN_NODE_NO_SLOT ? NULL : &n->sessions[slot];
 }
 
-static uint16_t tn_node_slot(const tailnet_node *n, const tn_session *s)
+/* The next session in use from *i on, and *i behind it; NULL: no more. */
+static TN_NOINLINE tn_session *tn_node_each(const tailnet_node *n, unsigned *i)
+{
+    while (*i < n->desc.max_sessions) {
+        tn_session *s = &n->sessions[(*i)++];
+        if (s->used_ms != 0) return s;
+    }
+    return NULL;
+}
+
+static TN_NOINLINE uint16_t tn_node_slot(const tailnet_node *n, const tn_session *s)
 {
     return (uint16_t)(s - n->sessions);
 }
@@ -18481,8 +18514,9 @@ static void tn_node_end_session(tailnet_node *n, tn_session *s)
 
 static void tn_node_end_sessions(tailnet_node *n)
 {
-    unsigned i;
-    for (i = 0; i < n->desc.max_sessions; i++) tn_node_end_session(n, &n->sessions[i]);
+    tn_session *s;
+    unsigned    i = 0;
+    while ((s = tn_node_each(n, &i)) != NULL) tn_node_end_session(n, s);
 }
 
 /* May datagrams leave by UDP at all? */
@@ -18493,7 +18527,7 @@ static bool tn_node_udp(const tailnet_node *n)
 }
 
 /* What the path of a session has to know besides its peer's doings. */
-static void tn_node_path_flags(const tailnet_node *n, tn_session *s)
+static TN_NOINLINE void tn_node_path_flags(const tailnet_node *n, tn_session *s)
 {
     s->path.metered = n->desc.prefs.metered;
     s->path.silent  = n->map.self.silent_disco;
@@ -18564,7 +18598,7 @@ static bool tn_node_flows(const tailnet_node *n)
 }
 
 /* Notes trouble that is not control's. */
-static void tn_node_trouble(tailnet_node *n, tailnet_result why, const char *section,
+static TN_NOINLINE void tn_node_trouble(tailnet_node *n, tailnet_result why, const char *section,
                             int32_t detail)
 {
     n->problem.result  = why;
@@ -19150,14 +19184,26 @@ static tailnet_result tn_node_find(tailnet_node *n, const tn_ip_packet *p, uint1
     return TAILNET_ERR_AGAIN;
 }
 
+/* May it go to that peer? Then its flow is noted and its source the right one. */
+static bool tn_node_may_out(tailnet_node *n, uint16_t peer, uint8_t *data, tn_ip_packet *p)
+{
+    tn_flt_peer to;
+    tn_flt_why  why;
+    tn_map_flt_peer(&n->map, peer, &to);
+    if (tn_flt_out(&n->flt, p, &to, n->rim.now_ms, &why) != TN_FLT_ACCEPT) {
+        n->stats.dropped_denied++;
+        return false;
+    }
+    tn_node_masquerade(n, tn_map_peer_at(&n->map, peer), data, p);
+    return true;
+}
+
 /* Filter, flow and source for one packet. OK: it may go to that peer, or the
  * packet was for us and is done with (TN_MAP_NONE). */
 static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, uint16_t *to_peer)
 {
     uint8_t       *data = pkt->base + pkt->off;
     tn_ip_packet   p;
-    tn_flt_peer    to;
-    tn_flt_why     why;
     uint16_t       peer = 0;
     tailnet_result r;
 
@@ -19170,12 +19216,7 @@ static tailnet_result tn_node_admit_out(tailnet_node *n, tailnet_buf *pkt, uint1
 #endif
     r = tn_node_find(n, &p, &peer);
     if (r != TAILNET_OK) return r;
-    tn_map_flt_peer(&n->map, peer, &to);
-    if (tn_flt_out(&n->flt, &p, &to, n->rim.now_ms, &why) != TN_FLT_ACCEPT) {
-        n->stats.dropped_denied++;
-        return TAILNET_ERR_DENIED;
-    }
-    tn_node_masquerade(n, tn_map_peer_at(&n->map, peer), data, &p);
+    if (!tn_node_may_out(n, peer, data, &p)) return TAILNET_ERR_DENIED;
     pkt->len = (uint32_t)p.len;
     tn_map_used(&n->map, peer, n->rim.now_ms);
     *to_peer = peer;
@@ -19565,16 +19606,14 @@ static void tn_node_ping_in(tailnet_node *n, uint16_t peer, const tn_disco_key *
     tn_node_disco_pong(n, k, m->tx, from);
 }
 
-/* Whose ping it answers is in its id. */
+/* Which ping it answers is in its id, which only the pinged peer has read. */
 static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *m,
                             const tn_origin *from)
 {
-    unsigned i, bits = 0;
-    for (i = 0; i < n->desc.max_sessions && bits == 0; i++) {
-        tn_session  *s = &n->sessions[i];
+    tn_session *s;
+    unsigned    i = 0, bits = 0;
+    while (bits == 0 && (s = tn_node_each(n, &i)) != NULL) {
         tn_path_pong got;
-        if (s->used_ms == 0 ||
-            memcmp(n->map.peers[s->peer].disco, n->map.peers[peer].disco, 32) != 0) continue;
         bits = tn_path_pong_in(&s->path, m->tx, from->relay, n->rim.now_ms, &got);
         if ((bits & TN_PATH_CHANGED) != 0) n->events |= TAILNET_EVENT_PATHS;
         if ((bits & TN_PATH_MINE) == 0 || from->relay ||
@@ -19686,16 +19725,17 @@ static tailnet_result tn_node_take_in(tailnet_node *n, tailnet_buf *pkts, size_t
 /* What the measuring of the network has to know. */
 static void tn_node_net_world(const tailnet_node *n, tn_net_world *x)
 {
-    unsigned i;
+    const tn_session *s;
+    unsigned          i = 0;
     memset(x, 0, sizeof *x);
     x->map      = &n->map;
     x->home     = tn_relay_wanted(&n->relay);
     x->heard_ms = tn_relay_heard(&n->relay, x->home);
     x->silent   = !tn_node_udp(n);
     if (n->desc.prefs.metered) return;
-    for (i = 0; i < n->desc.max_sessions; i++)
-        if (n->sessions[i].used_ms != 0 && n->sessions[i].used_ms + TN_NODE_ACTIVE_MS > x->active_ms)
-            x->active_ms = n->sessions[i].used_ms + TN_NODE_ACTIVE_MS;
+    while ((s = tn_node_each(n, &i)) != NULL)
+        if (s->used_ms + TN_NODE_ACTIVE_MS > x->active_ms)
+            x->active_ms = s->used_ms + TN_NODE_ACTIVE_MS;
 }
 
 /* The reports for our own questions: STUN, and the gateway's answers. */
@@ -20238,12 +20278,12 @@ static void tn_node_set_local(tailnet_node *n)
 /* The map told something new of itself or of us. */
 static void tn_node_map_events(tailnet_node *n)
 {
-    uint32_t events = tn_map_events(&n->map);
-    unsigned i;
+    uint32_t    events = tn_map_events(&n->map);
+    tn_session *s;
+    unsigned    i = 0;
 
     if ((events & TAILNET_EVENT_SELF) != 0) {
-        for (i = 0; i < n->desc.max_sessions; i++)
-            if (n->sessions[i].used_ms != 0) tn_node_path_flags(n, &n->sessions[i]);
+        while ((s = tn_node_each(n, &i)) != NULL) tn_node_path_flags(n, s);
         tn_node_set_local(n);
         n->expiry_at_ms = 0;
     }
@@ -20260,20 +20300,15 @@ static void tn_node_restage(tailnet_node *n)
         tn_staged   *st   = &n->staged[i];
         uint8_t     *data = n->staged_bytes + (size_t)i * n->staged_size + TAILNET_HEADROOM;
         tn_ip_packet p;
-        tn_flt_peer  to;
-        tn_flt_why   why;
         uint16_t     peer = 0;
         if (st->len == 0) continue;
         if (n->rim.now_ms >= st->until_ms) tn_node_free_staged(n, i);
         if (st->len == 0 || st->peer != TN_MAP_NONE || !tn_node_flows(n)) continue;
         if (!tn_ip_read(&p, data, st->len) || !tn_map_by_ip(&n->map, &p.flow.dst, &peer)) continue;
-        tn_map_flt_peer(&n->map, peer, &to);    /* what admit_out could not do yet */
-        if (tn_flt_out(&n->flt, &p, &to, n->rim.now_ms, &why) != TN_FLT_ACCEPT) {
-            n->stats.dropped_denied++;
+        if (!tn_node_may_out(n, peer, data, &p)) {  /* what admit_out could not do yet */
             tn_node_free_staged(n, i);
             continue;
         }
-        tn_node_masquerade(n, tn_map_peer_at(&n->map, peer), data, &p);
         st->peer = peer;
         tn_wg_want(&tn_node_open_session(n, peer)->wg, n->rim.now_ms);
     }
@@ -20298,9 +20333,8 @@ static void tn_node_world(tailnet_node *n, tn_ctl_world *x)
     x->wish.udp            = n->net.udp;
     x->wish.ip6            = n->net.ip6;
     x->wish.varies         = tn_net_varies(&n->net);
-    x->wish.endpoint_count = (uint8_t)tn_net_endpoints(&n->net, n->rim.now_ms, x->wish.endpoint,
-                                                       x->wish.endpoint_type,
-                                                       TAILNET_MAX_CANDIDATES);
+    x->wish.endpoint_count = (uint8_t)tn_net_list(&n->net, x->wish.endpoint,
+                                                  x->wish.endpoint_type, TAILNET_MAX_CANDIDATES);
 }
 
 /* Our node key is another one: no session may go on under the old one, and the
@@ -20436,15 +20470,25 @@ static void tn_node_end_ping(tailnet_node *n, tailnet_result result)
     n->events |= TAILNET_EVENT_PING;
 }
 
+/* The peer of a session by relay. False: there is no way. */
+static bool tn_node_by_relay(tailnet_node *n, const tn_session *s, tn_origin *to)
+{
+    int slot = tn_node_relay_of(n, s);
+    memset(to, 0, sizeof *to);
+    to->relay = true;
+    to->slot  = (uint8_t)slot;
+    tn_copy_key(to->key, n->map.peers[s->peer].key);
+    return slot >= 0;
+}
+
 /* Disco pings: to the addresses of the peer, and by relay straight to its key. */
 static bool tn_node_send_path_ping(tailnet_node *n, tn_session *s)
 {
-    const tn_map_peer  *p = &n->map.peers[s->peer];
     const tn_disco_key *k;
     tn_origin           to;
-    int                 slot = tn_node_relay_of(n, s);
+    bool                relay = tn_node_by_relay(n, s, &to);
 
-    if ((p->flags & TN_MAP_DISCO_KEY) == 0 || (slot < 0 && !tn_node_udp(n)) || n->worked) {
+    if (s->path.plain || (!relay && !tn_node_udp(n)) || n->worked) {
         n->more = n->worked;
         return false;
     }
@@ -20452,12 +20496,7 @@ static bool tn_node_send_path_ping(tailnet_node *n, tn_session *s)
     k         = tn_node_disco_make(n, s->peer);
     if (k == NULL) return false;
     if (tn_node_udp(n)) tn_path_probe(&s->path, n->rim.now_ms);
-    if (slot < 0) return true;
-    memset(&to, 0, sizeof to);
-    to.relay = true;
-    to.slot  = (uint8_t)slot;
-    tn_copy_key(to.key, p->key);
-    tn_node_disco_ping(n, k, n->ping.tx, &to);
+    if (relay) tn_node_disco_ping(n, k, n->ping.tx, &to);
     return true;
 }
 
@@ -20625,6 +20664,17 @@ static void tn_node_portmap_place(tailnet_node *n, const tailnet_network *networ
     n->portmap_on = false;                  /* tells it in the next poll */
 }
 
+/* Is there a mapping to care for, or traffic that wants one? An idle node that was
+ * told "no" does not ask again. */
+static bool tn_node_portmap_due(const tailnet_node *n)
+{
+    tn_net_world x;
+    if (!n->portmap_on) return false;
+    if (n->pmp.mapped || (tn_pmp_services(&n->pmp) & TN_PMP_PROBED) == 0) return true;
+    tn_node_net_world(n, &x);
+    return x.active_ms > n->rim.now_ms;
+}
+
 /* Datagrams and pages for the gateway, until there is nothing more to say. */
 static void tn_node_portmap_step(tailnet_node *n)
 {
@@ -20672,7 +20722,7 @@ static void tn_node_turn_portmap(tailnet_node *n)
     bool         on  = tn_node_udp(n) && !n->desc.prefs.no_port_map && n->gateway.family == 4;
     bool         was = n->portmap_on;
     if (on != was || (!on && tn_pmp_deadline(&n->pmp) == TN_NEVER)) tn_node_portmap_run(n, on);
-    if (on) tn_node_portmap_step(n);
+    if (tn_node_portmap_due(n)) tn_node_portmap_step(n);
 #if TAILNET_UPNP
     if (n->upnp != 0 && !tn_pmp_http_wanted(&n->pmp)) tn_node_upnp_end(n);
 #endif
@@ -20687,29 +20737,23 @@ static void tn_node_turn_portmap(tailnet_node *n)
  * reached: the letter that may wait for a relay is a handshake. */
 static void tn_node_call(tailnet_node *n, tn_session *s)
 {
-    const tn_map_peer  *p = &n->map.peers[s->peer];
     const tn_disco_key *k = tn_node_disco_key(n, s->peer);
     tailnet_addr        own[TAILNET_MAX_CANDIDATES];
     uint8_t             type[TAILNET_MAX_CANDIDATES];
     tn_node_disco_out   o;
     tn_origin           to;
     size_t              count;
-    int                 slot;
+    bool                relay;
 
     if (!tn_net_fresh(&n->net, n->rim.now_ms)) {
         if (!n->net.busy) tn_net_trigger(&n->net, false);
         return;
     }
-    slot = tn_node_relay_of(n, s);
-    if (slot >= 0 && !tn_relay_is_open(&n->relay, tn_relay_region_of(&n->relay, (unsigned)slot)))
-        return;
+    relay = tn_node_by_relay(n, s, &to);
+    if (relay && !tn_relay_is_open(&n->relay, tn_relay_region_of(&n->relay, to.slot))) return;
     s->call_due = false;
-    count       = tn_net_endpoints(&n->net, n->rim.now_ms, own, type, TAILNET_MAX_CANDIDATES);
-    if (count == 0 || slot < 0 || k == NULL || !tn_node_disco_begin(n, &o)) return;
-    memset(&to, 0, sizeof to);
-    to.relay = true;
-    to.slot  = (uint8_t)slot;
-    tn_copy_key(to.key, p->key);
+    count       = tn_net_list(&n->net, own, type, TAILNET_MAX_CANDIDATES);
+    if (count == 0 || !relay || k == NULL || !tn_node_disco_begin(n, &o)) return;
     tn_disco_wr_call(&o.w, own, count);
     tn_node_disco_end(n, &o, k, &to);
 }
@@ -20722,7 +20766,8 @@ static void tn_node_turn_path(tailnet_node *n, tn_session *s)
     tn_path_wish        wish;
     tn_path_want        want;
     tn_origin           to;
-    if (tn_path_deadline(&s->path, n->rim.now_ms) <= n->rim.now_ms && (k != NULL || s->path.plain)) {
+    if ((k != NULL || s->path.plain) &&
+        tn_path_deadline(&s->path, n->rim.now_ms) <= n->rim.now_ms) {
         memset(&to, 0, sizeof to);
         while ((want = tn_path_step(&s->path, n->rim.now_ms, &wish)) != TN_PATH_QUIET) {
             to.addr = wish.to;
@@ -20736,10 +20781,10 @@ static void tn_node_turn_path(tailnet_node *n, tn_session *s)
 
 static void tn_node_turn_paths(tailnet_node *n)
 {
-    unsigned i;
+    tn_session *s;
+    unsigned    i = 0;
     if (!tn_node_udp(n)) return;
-    for (i = 0; i < n->desc.max_sessions; i++)
-        if (n->sessions[i].used_ms != 0) tn_node_turn_path(n, &n->sessions[i]);
+    while ((s = tn_node_each(n, &i)) != NULL) tn_node_turn_path(n, s);
 }
 
 /* ---- poll ---- */
@@ -20833,10 +20878,9 @@ static void tn_node_go_down(tailnet_node *n)
 /* All that was measured holds no more. */
 static void tn_node_paths_anew(tailnet_node *n)
 {
-    unsigned i;
-    for (i = 0; i < n->desc.max_sessions; i++) {
-        tn_session *s = &n->sessions[i];
-        if (s->used_ms == 0) continue;
+    tn_session *s;
+    unsigned    i = 0;
+    while ((s = tn_node_each(n, &i)) != NULL) {
         tn_node_path_flags(n, s);
         tn_path_network_changed(&s->path, n->rim.now_ms);
         tn_node_path_places(n, s);
@@ -20891,7 +20935,7 @@ static void tn_node_network(tailnet_node *n, const tailnet_network *network)
 static uint32_t tn_node_poll(tailnet_node *n)
 {
     uint32_t events;
-    uint16_t told;
+    uint16_t told, home = n->relay.home;
     unsigned i;
 
     n->more = false;
@@ -20913,6 +20957,7 @@ static uint32_t tn_node_poll(tailnet_node *n)
     if (n->worked || tn_node_work(n)) n->more = true;
     tn_node_turn_paths(n);
     if (tn_relay_report(&n->relay) != told) n->more = true;     /* control shall hear of it */
+    if (n->relay.home != home) n->events |= TAILNET_EVENT_SELF;
     tn_node_flush(n);
     tn_link_sweep(&n->links);
     events    = n->events;
@@ -20922,26 +20967,26 @@ static uint32_t tn_node_poll(tailnet_node *n)
 
 static uint64_t tn_node_deadline(const tailnet_node *n)
 {
-    uint64_t at = tn_min64(tn_link_deadline(&n->links), tn_ctl_deadline(&n->ctl));
-    unsigned i;
-    bool     own = false;
-    tn_net_world x;
+    uint64_t          at  = tn_link_deadline(&n->links);
+    const tn_session *s;
+    unsigned          i   = 0;
+    bool              own = false;
+    tn_net_world      x;
     if (n->more) return 0;
+    tn_sooner(tn_ctl_deadline(&n->ctl), &at);
     tn_node_net_world(n, &x);
-    at = tn_min64(at, tn_net_deadline(&n->net, &x));
+    tn_sooner(tn_net_deadline(&n->net, &x), &at);
 #if TAILNET_PORTMAP
-    if (n->portmap_on) at = tn_min64(at, tn_pmp_deadline(&n->pmp));
+    if (tn_node_portmap_due(n)) tn_sooner(tn_pmp_deadline(&n->pmp), &at);
 #endif
-    at = tn_min64(at, tn_relay_deadline(&n->relay));
-    at = tn_min64(at, n->expiry_at_ms);
+    tn_sooner(tn_relay_deadline(&n->relay), &at);
+    tn_sooner(n->expiry_at_ms, &at);
     if (tn_ctl_may_reread(&n->ctl) && tn_map_wants(&n->map, &own) != 0)
-        at = tn_min64(at, n->ctl.reread_at_ms);
-    if (n->ping.until_ms != 0) at = tn_min64(at, tn_node_ping_at(n));
-    for (i = 0; i < n->desc.max_sessions; i++) {
-        const tn_session *s = &n->sessions[i];
-        if (s->used_ms == 0) continue;
-        at = tn_min64(at, tn_wg_deadline(&s->wg));
-        if (tn_node_udp(n)) at = tn_min64(at, tn_path_deadline(&s->path, n->rim.now_ms));
+        tn_sooner(n->ctl.reread_at_ms, &at);
+    if (n->ping.until_ms != 0) tn_sooner(tn_node_ping_at(n), &at);
+    while ((s = tn_node_each(n, &i)) != NULL) {
+        tn_sooner(tn_wg_deadline(&s->wg), &at);
+        if (tn_node_udp(n)) tn_sooner(tn_path_deadline(&s->path, n->rim.now_ms), &at);
     }
     return at;
 }
@@ -21524,7 +21569,7 @@ TAILNET_API bool tailnet_get_report(const tailnet_node *node, tailnet_report *ou
     out->varies = node->net.varies;
     out->home   = node->relay.home;
     out->age_ms = node->rim.now_ms - node->net.last_ms;
-    count = tn_net_endpoints(&node->net, node->rim.now_ms, at, type, TAILNET_MAX_CANDIDATES);
+    count = tn_net_list(&node->net, at, type, TAILNET_MAX_CANDIDATES);
     for (i = count; i-- != 0;) {            /* the first of each is the newest    */
         if (type[i] == 2 && at[i].family == 4) out->global4 = at[i];
         if (type[i] == 2 && at[i].family == 6) out->global6 = at[i];

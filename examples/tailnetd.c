@@ -7,16 +7,24 @@
 #define TAILNET_PLATFORM_POSIX_IMPLEMENTATION
 #include "tailnet_platform_posix.h"
 
-enum { LIST = 16, ECHO_PORT = 7, ASK_PORT = 40007 };
+enum { LIST = 16, PEERS = 256, ECHO_PORT = 7, ASK_PORT = 40007 };
+
+/* The way to a peer as we said it last. */
+struct way {
+    uint64_t     id;
+    tailnet_path path;
+    tailnet_addr endpoint;
+};
 
 /* What the command line said. */
 struct wishes {
-    const char    *control, *key_file, *host, *state, *ca, *tun, *control_key, *ping;
+    const char    *control, *key_file, *host, *state, *ca, *tun, *control_key, *ping, *proxy;
     const char    *tags[LIST];
     size_t         tag_count;
     tailnet_prefix routes[LIST];
     size_t         route_count;
-    uint16_t       port;
+    uint16_t       port, links;
+    bool           metered, no_port_map, netcheck, dns;
     bool           relay_only, ephemeral, json, verbose, logout, shields_up, accept_routes;
     bool           from_stdin, small, replace_state;
 };
@@ -29,6 +37,9 @@ static struct {
     char          output[4096];         /* of stdout, so that it takes none from the heap */
     char          command[1200];
     size_t        command_len;
+    struct way    ways[PEERS];
+    size_t        way_count;
+    uint64_t      netcheck_until_us;
     bool          ping_wanted, was_running, input_open;
     uint64_t      asked_us;
     volatile sig_atomic_t stop;
@@ -46,10 +57,10 @@ static bool          heap_watched;
 static pthread_t     heap_thread;
 static unsigned long heap_calls;
 
-/* Look-up threads, and starting one, may use the heap; our own thread may not. */
+/* Look-up threads and the system's list of addresses may use the heap; the node may not. */
 static void heap_count(void)
 {
-    if (heap_watched && !app.posix.spawning && pthread_equal(heap_thread, pthread_self()))
+    if (heap_watched && !app.posix.heap_in_use && pthread_equal(heap_thread, pthread_self()))
         heap_calls++;
 }
 
@@ -323,6 +334,147 @@ static void say_peers(const char *event)
     fflush(stdout);
 }
 
+/* What is remembered of a peer; a new place when it is new; NULL when there is none. */
+static struct way *way_of(uint64_t id)
+{
+    size_t i;
+    for (i = 0; i < app.way_count; i++)
+        if (app.ways[i].id == id) return &app.ways[i];
+    if (app.way_count == PEERS) return NULL;
+    memset(&app.ways[i], 0, sizeof app.ways[i]);
+    app.ways[i].id = id;
+    app.way_count++;
+    return &app.ways[i];
+}
+
+static void say_way(const tailnet_peer *peer)
+{
+    char text[64];
+    if (app.wish.json) {
+        json_begin("path");
+        json_text("peer", peer->name);
+        json_text("path", path_name(peer->path));
+        json_addr("endpoint", &peer->endpoint);
+        json_number("region", peer->region);
+        json_number("latency_ms", peer->latency_ms);
+        json_end();
+        return;
+    }
+    tailnet_posix_addr_text(text, sizeof text, &peer->endpoint);
+    printf("path ");
+    put_quoted(peer->name);
+    printf(": %s %s", path_name(peer->path), text);
+    if (peer->path == TAILNET_PATH_RELAY) printf("region %u", (unsigned)peer->region);
+    if (peer->latency_ms != 0) printf(", %lu ms", (unsigned long)peer->latency_ms);
+    puts("");
+    fflush(stdout);
+}
+
+/* A line for each peer that is reached another way than before. */
+static void say_ways(void)
+{
+    tailnet_peer peer;
+    size_t       i;
+    for (i = 0; tailnet_get_peer(app.posix.node, i, &peer); i++) {
+        struct way *w = way_of(peer.id);
+        if (w == NULL || (w->path == peer.path && w->endpoint.port == peer.endpoint.port &&
+                          memcmp(w->endpoint.ip, peer.endpoint.ip, 16) == 0))
+            continue;
+        w->path     = peer.path;
+        w->endpoint = peer.endpoint;
+        say_way(&peer);
+    }
+}
+
+/* Peers that are gone need no memory. */
+static void forget_ways(void)
+{
+    tailnet_peer peer;
+    size_t       i, k;
+    bool         there;
+    for (i = 0; i < app.way_count;) {
+        for (k = 0, there = false; !there && tailnet_get_peer(app.posix.node, k, &peer); k++)
+            there = peer.id == app.ways[i].id;
+        if (there) i++;
+        else app.ways[i] = app.ways[--app.way_count];
+    }
+}
+
+static const char *yes_no(bool value) { return value ? "yes" : "no"; }
+
+static const char *varies_word(uint8_t varies)
+{
+    return varies == 0 ? "unknown" : varies == 1 ? "no" : "yes";
+}
+
+static void json_report(const tailnet_report *r)
+{
+    tailnet_region region;
+    size_t         i;
+    json_begin("netcheck");
+    json_bool("udp", r->udp);
+    json_bool("ipv4", r->ip4);
+    json_bool("ipv6", r->ip6);
+    json_text("mapping_varies", varies_word(r->varies));
+    json_addr("global4", &r->global4);
+    json_addr("global6", &r->global6);
+    json_bool("nat_pmp", (r->port_map & 1u) != 0);
+    json_bool("pcp", (r->port_map & 2u) != 0);
+    json_bool("upnp", (r->port_map & 4u) != 0);
+    json_addr("mapped", &r->mapped);
+    json_number("nearest", r->home);
+    json_number("age_ms", r->age_ms);
+    printf(",\"regions\":[");
+    for (i = 0; tailnet_get_region(app.posix.node, i, &region); i++) {
+        printf("%s{\"region\":%u,\"v4_ms\":%u,\"v6_ms\":%u", i != 0 ? "," : "",
+               (unsigned)region.region, (unsigned)region.v4_ms, (unsigned)region.v6_ms);
+        json_text("host", region.host);
+        putchar('}');
+    }
+    putchar(']');
+    json_end();
+}
+
+static void put_region(const tailnet_region *r)
+{
+    printf("    - %u: ", (unsigned)r->region);
+    if (r->v4_ms != 0) printf("%u ms", (unsigned)r->v4_ms);
+    if (r->v6_ms != 0) printf("%s%u ms by IPv6", r->v4_ms != 0 ? ", " : "", (unsigned)r->v6_ms);
+    printf("%s (%s)\n", r->v4_ms == 0 && r->v6_ms == 0 ? "no answer" : "", r->host);
+}
+
+static void text_report(const tailnet_report *r)
+{
+    tailnet_region region;
+    char           v4[64], v6[64], mapped[64];
+    size_t         i;
+    tailnet_posix_addr_text(v4, sizeof v4, &r->global4);
+    tailnet_posix_addr_text(v6, sizeof v6, &r->global6);
+    tailnet_posix_addr_text(mapped, sizeof mapped, &r->mapped);
+    printf("Report:\n  * UDP: %s\n", yes_no(r->udp));
+    printf("  * IPv4: %s%s%s\n", yes_no(r->ip4), v4[0] != '\0' ? ", " : "", v4);
+    printf("  * IPv6: %s%s%s\n", yes_no(r->ip6), v6[0] != '\0' ? ", " : "", v6);
+    printf("  * Mapping varies by destination: %s\n", varies_word(r->varies));
+    printf("  * Port mapping:%s%s%s%s%s%s\n", (r->port_map & 1u) != 0 ? " NAT-PMP" : "",
+           (r->port_map & 2u) != 0 ? " PCP" : "", (r->port_map & 4u) != 0 ? " UPnP" : "",
+           r->port_map == 0 ? " none" : "", mapped[0] != '\0' ? ", " : "", mapped);
+    if (r->home == 0) puts("  * Nearest relay: unknown");
+    else printf("  * Nearest relay: region %u\n", (unsigned)r->home);
+    puts("  * Relay latency:");
+    for (i = 0; tailnet_get_region(app.posix.node, i, &region); i++) put_region(&region);
+    fflush(stdout);
+}
+
+/* True when there was something to say. */
+static bool say_report(void)
+{
+    tailnet_report report;
+    if (!tailnet_get_report(app.posix.node, &report)) return false;
+    if (app.wish.json) json_report(&report);
+    else text_report(&report);
+    return true;
+}
+
 static void say_problem(bool fatal)
 {
     tailnet_problem pr;
@@ -527,6 +679,11 @@ static void on_news(void *user, tailnet_posix *p, uint32_t events)
 {
     tailnet_pong pong;
     (void)user;
+    if (app.wish.netcheck) {                /* the report is all that is wanted */
+        if ((events & TAILNET_EVENT_LOGIN) != 0) say_login();
+        if ((events & TAILNET_EVENT_PROBLEM) != 0) say_problem(false);
+        return;
+    }
     if ((events & (TAILNET_EVENT_STATE | TAILNET_EVENT_SELF)) != 0) say_state();
     if (tailnet_get_state(p->node) == TAILNET_STATE_RUNNING && !app.was_running) {
         app.was_running = true;
@@ -534,8 +691,14 @@ static void on_news(void *user, tailnet_posix *p, uint32_t events)
     }
     if (tailnet_get_state(p->node) == TAILNET_STATE_NEEDS_LOGIN) renew(p);
     if ((events & TAILNET_EVENT_LOGIN) != 0) say_login();
-    if ((events & TAILNET_EVENT_PEERS) != 0) say_peers("peers");
-    if ((events & TAILNET_EVENT_PATHS) != 0) say_peers("paths");
+    if ((events & TAILNET_EVENT_PEERS) != 0) {
+        say_peers("peers");
+        forget_ways();
+    }
+    if ((events & TAILNET_EVENT_PATHS) != 0) {
+        if (app.wish.json) say_peers("paths");
+        say_ways();
+    }
     if ((events & TAILNET_EVENT_PROBLEM) != 0) say_problem(false);
     if ((events & TAILNET_EVENT_SAVE) != 0) say_save();
     if ((events & TAILNET_EVENT_PING) != 0 && tailnet_get_ping(p->node, &pong))
@@ -549,6 +712,12 @@ static void on_signal(int number)
     (void)number;
     app.stop = 1;
     tailnet_posix_stop(&app.posix);
+}
+
+static void on_network(int number)
+{
+    (void)number;
+    tailnet_posix_network_changed(&app.posix);
 }
 
 /* ---- Commands on stdin (--control-stdin) ------------------------------------------------ */
@@ -576,6 +745,7 @@ static void do_command(char *line)
     else if (strcmp(word, "paths") == 0) say_peers("paths");
     else if (strcmp(word, "state") == 0) say_state();
     else if (strcmp(word, "stats") == 0) say_stats();
+    else if (strcmp(word, "netcheck") == 0) (void)say_report();
     else if (strcmp(word, "down") == 0) (void)tailnet_down(app.posix.node);
     else if (strcmp(word, "up") == 0) (void)tailnet_up(app.posix.node);
     else if (strcmp(word, "login") == 0) (void)tailnet_login(app.posix.node, NULL);
@@ -615,21 +785,30 @@ static const char usage[] =
     "  --tun NAME              make this network device (needs root); without it we only answer\n"
     "                          pings and UDP echo (port 7)\n"
     "  --relay-only            never use UDP\n"
+    "  --metered               spend few bytes while nobody talks to us\n"
     "  --port N                UDP port (default: any)\n"
+    "  --no-portmap            do not ask the router to map a port to us\n"
+    "  --proxy [USER:PW@]HOST:PORT\n"
+    "                          all TCP through this HTTP proxy (CONNECT)\n"
+    "  --links N               TCP connections at a time, 2 to 8 (default: 6)\n"
     "  --ephemeral             be forgotten by the server when we go\n"
     "  --tags a,b              ask for these tags\n"
     "  --advertise-routes a,b  offer to carry these prefixes\n"
     "  --accept-routes         use the prefixes that peers offer\n"
+    "  --dns                   answer DNS at 100.100.100.100 for the names of the tailnet\n"
     "  --shields-up            let nobody begin to talk to us\n"
     "  --control-key mkey:..   the only key that the control server may have\n"
     "  --logout                log out and end\n"
     "  --ping WHO              ping this peer once we run\n"
+    "  --netcheck              say what the network looks like from here, and end\n"
     "  --small                 the memory limits of a microcontroller\n"
     "  --replace-state         begin anew when the state file is damaged\n"
     "  --control-stdin         take commands from stdin: ping WHO, ping-path WHO, udp WHO PORT\n"
-    "                          TEXT, peers, paths, state, stats, up, down, login, logout, quit\n"
+    "                          TEXT, peers, paths, state, stats, netcheck, up, down, login,\n"
+    "                          logout, quit\n"
     "  --json                  say every change as one JSON object per line\n"
-    "  -v                      log to stderr\n";
+    "  -v                      log to stderr\n"
+    "SIGTERM and SIGINT end it, SIGUSR1 says that the network is another one.\n";
 
 /* Where the value of an option with one goes; NULL: it has none. */
 static const char **text_option(struct wishes *w, const char *name)
@@ -642,12 +821,17 @@ static const char **text_option(struct wishes *w, const char *name)
     if (strcmp(name, "--tun") == 0) return &w->tun;
     if (strcmp(name, "--control-key") == 0) return &w->control_key;
     if (strcmp(name, "--ping") == 0) return &w->ping;
+    if (strcmp(name, "--proxy") == 0) return &w->proxy;
     return NULL;
 }
 
 static bool *flag_option(struct wishes *w, const char *name)
 {
     if (strcmp(name, "--relay-only") == 0) return &w->relay_only;
+    if (strcmp(name, "--metered") == 0) return &w->metered;
+    if (strcmp(name, "--no-portmap") == 0) return &w->no_port_map;
+    if (strcmp(name, "--netcheck") == 0) return &w->netcheck;
+    if (strcmp(name, "--dns") == 0) return &w->dns;
     if (strcmp(name, "--ephemeral") == 0) return &w->ephemeral;
     if (strcmp(name, "--json") == 0) return &w->json;
     if (strcmp(name, "-v") == 0) return &w->verbose;
@@ -682,13 +866,17 @@ static bool take_list(struct wishes *w, char *list, bool tags)
 static bool take_value(struct wishes *w, const char *name, char *value)
 {
     char         *end;
-    unsigned long port;
+    unsigned long number;
     if (strcmp(name, "--tags") == 0) return take_list(w, value, true);
     if (strcmp(name, "--advertise-routes") == 0) return take_list(w, value, false);
-    if (strcmp(name, "--port") != 0) return false;
-    port    = strtoul(value, &end, 10);
-    w->port = (uint16_t)port;
-    return *value != '\0' && *end == '\0' && port <= 65535;
+    number = strtoul(value, &end, 10);
+    if (*value < '0' || *value > '9' || *end != '\0' || number > 65535) return false;
+    if (strcmp(name, "--port") == 0) {
+        w->port = (uint16_t)number;
+        return true;
+    }
+    w->links = (uint16_t)number;
+    return strcmp(name, "--links") == 0 && number >= 2 && number <= TAILNET_POSIX_LINKS;
 }
 
 /* False: not understood; said on stderr. */
@@ -719,16 +907,16 @@ static bool read_arguments(struct wishes *w, int argc, char **argv)
 /* A host has room for more than a microcontroller. */
 static void set_limits(tailnet_desc *desc)
 {
+    desc->max_links = desc->max_tls = (uint8_t)app.wish.links;
     if (app.wish.small) return;
-    desc->max_peers    = 256;
+    desc->max_peers    = PEERS;
     desc->max_sessions = 64;
     desc->max_routes   = 128;
     desc->max_ranges   = 512;
     desc->max_flows    = 1024;
     desc->max_regions  = 64;
     desc->max_staged   = 64;
-    desc->max_links    = 6;
-    desc->max_tls      = 6;
+    if (app.wish.links == 0) desc->max_links = desc->max_tls = 6;
 }
 
 static tailnet_result open_node(void)
@@ -747,6 +935,10 @@ static tailnet_result open_node(void)
     desc.prefs.relay_only    = w->relay_only;
     desc.prefs.shields_up    = w->shields_up;
     desc.prefs.accept_routes = w->accept_routes;
+    desc.prefs.metered       = w->metered;
+    desc.prefs.answer_dns    = w->dns;
+    desc.prefs.no_port_map   = w->no_port_map;
+    desc.proxy               = w->proxy;
     desc.control_url         = w->control;
     desc.control_key         = w->control_key;
     desc.auth_key            = app.auth_key[0] != '\0' ? app.auth_key : NULL;
@@ -770,7 +962,7 @@ static void turn(void)
 {
     struct pollfd fds[TAILNET_POSIX_FDS + 1];
     size_t        n    = tailnet_posix_fds(&app.posix, fds, TAILNET_POSIX_FDS), all = n;
-    int           wait = (int)tailnet_posix_wait_ms(&app.posix, 60000);
+    int           wait = (int)tailnet_posix_wait_ms(&app.posix, app.wish.netcheck ? 100 : 60000);
     if (app.input_open) {
         fds[n].fd      = 0;
         fds[n].events  = POLLIN;
@@ -783,6 +975,21 @@ static void turn(void)
     }
     if (all > n && fds[n].revents != 0) read_commands();
     tailnet_posix_handle(&app.posix, fds, n);
+}
+
+/* --netcheck: true when there is no more to wait for. A first report may come before the
+ * slower answers, so it gets two seconds more. */
+static bool netcheck_done(void)
+{
+    tailnet_report report;
+    uint64_t       now = now_us();
+    if (tailnet_get_state(app.posix.node) != TAILNET_STATE_RUNNING) return false;
+    if (app.netcheck_until_us == 0) app.netcheck_until_us = now + 15000000u;
+    if (app.netcheck_until_us > now + 2000000u && tailnet_get_report(app.posix.node, &report))
+        app.netcheck_until_us = now + 2000000u;
+    if (now < app.netcheck_until_us) return false;
+    if (!say_report()) fprintf(stderr, "tailnetd: There is no report yet: no relay answers.\n");
+    return true;
 }
 
 /* Turns until asked to stop or until the node cannot go on; the exit code. */
@@ -802,6 +1009,7 @@ static int serve(void)
             fprintf(stderr, "tailnetd: The control server did not answer our logout: try again.\n");
             return 2;
         }
+        if (app.wish.netcheck && netcheck_done()) return 0;
         turn();
     }
     return 0;
@@ -840,17 +1048,19 @@ int main(int argc, char **argv)
     act.sa_handler = on_signal;
     sigaction(SIGTERM, &act, NULL);
     sigaction(SIGINT, &act, NULL);
+    act.sa_handler = on_network;
+    sigaction(SIGUSR1, &act, NULL);
     act.sa_handler = SIG_IGN;               /* a reader of stdout that goes is no reason to */
     sigaction(SIGPIPE, &act, NULL);
     app.input_open  = app.wish.from_stdin;
     app.ping_wanted = app.wish.ping != NULL;
     heap_watch(true);
-    say_state();
+    if (!app.wish.netcheck) say_state();
     (void)tailnet_up(app.posix.node);
     code = serve();
     leave();
     heap_watch(false);
-    say_stats();
+    if (!app.wish.netcheck) say_stats();
     tailnet_posix_close(&app.posix);
     explicit_bzero(app.auth_key, sizeof app.auth_key);
     return code;

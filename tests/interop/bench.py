@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """bench: tailnetd and tailscaled side by side, in one run, on this machine.
 
-    bench.py [--stand-in] [--seconds N] [--rounds N]
+    bench.py [--stand-in] [--seconds N] [--rounds N] [--only join|relay|direct]
 
 Join time (process start to running) with a table of where it goes, resident
-memory, and TCP through one relay. Prints; asserts nothing."""
+memory, TCP through one relay and over the direct path. Prints; asserts nothing."""
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -129,16 +130,70 @@ def bench_tcp(lab, hs, seconds):
     bench_memory("Memory after that", ours, theirs)
 
 
+# ---- TCP over the direct path ---------------------------------------------------------------
+
+
+def cpu_seconds(node):
+    """Processor time of a node's program so far. `ip netns exec` became it."""
+    with open("/proc/%d/stat" % node.process.pid()) as f:
+        fields = f.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def direct_run(lab, client, server, seconds, reverse):
+    before = [cpu_seconds(n) for n in (client, server)]
+    done = Iperf(lab, client, server, server.ip4, seconds=seconds, reverse=reverse)
+    used = [(cpu_seconds(n) - b) / seconds for n, b in zip((client, server), before)]
+    return done, used
+
+
+def is_direct(pair):
+    """Traffic flows, and the first official client of the pair has an address for it."""
+    a, b = pair
+    if not icmp(a, b.ip4, 2, timeout=3):
+        return False
+    for node, other in ((a, b), (b, a)):
+        if hasattr(node, "cli"):
+            return bool((node.peer(other.ip4) or {}).get("CurAddr"))
+    return "direct" in json.dumps(a.event("paths") or {})
+
+
+def bench_direct(lab, hs, seconds):
+    key = hs.auth_key("--reusable")
+    made = {}
+    for name in ("go1", "go2", "go3"):
+        made[name] = lab.official(name, relay_only=False).up(hs, key)
+    for name in ("our1", "our2", "our3"):
+        made[name] = lab.ours(name, tun="tun0", relay_only=False).up(hs, key)
+    pairs = {"tailscaled to tailscaled": ("go1", "go2"), "tailnetd to tailnetd": ("our1", "our2"),
+             "tailnetd to tailscaled": ("our3", "go3")}
+    head("TCP over the direct path, one stream, %d s each way, two processors for all" % seconds,
+         "", "there", "back", "processors there: sender, receiver", "and back", "retransmissions")
+    for title, names in pairs.items():
+        a, b = (made[n] for n in names)
+        wait_for("the path of %s is direct" % title, lambda p=(a, b): is_direct(p), 30)
+        out, used_out = direct_run(lab, a, b, seconds, False)
+        back, used_back = direct_run(lab, a, b, seconds, True)
+        row(title, "%.0f Mbit/s" % out.mbits, "%.0f Mbit/s" % back.mbits,
+            "%.2f, %.2f" % tuple(used_out), "%.2f, %.2f" % tuple(reversed(used_back)),
+            "%d, %d" % (out.retransmits, back.retransmits))
+    bench_memory("Memory after that", made["our1"], made["go1"])
+
+
 def bench(args):
     runner.private_files(OUT)
     with Lab(OUT, args.stand_in) as lab:
         hs = Headscale(lab)
-        nodes = bench_join(lab, hs, args.rounds)
-        time.sleep(2)
-        bench_memory("Memory, idle, %d peers" % (len(nodes) - 1), nodes[0], nodes[1])
-        for node in nodes:
-            node.kill()
-        bench_tcp(lab, hs, args.seconds)
+        if args.only in (None, "join"):
+            nodes = bench_join(lab, hs, args.rounds)
+            time.sleep(2)
+            bench_memory("Memory, idle, %d peers" % (len(nodes) - 1), nodes[0], nodes[1])
+            for node in nodes:
+                node.kill()
+        if args.only in (None, "relay"):
+            bench_tcp(lab, hs, args.seconds)
+        if args.only in (None, "direct"):
+            bench_direct(lab, hs, args.seconds)
 
 
 def main():
@@ -146,6 +201,7 @@ def main():
     args.add_argument("--stand-in", action="store_true")
     args.add_argument("--seconds", type=int, default=10)
     args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--only", choices=("join", "relay", "direct"))
     args.add_argument("--inside", action="store_true")
     args = args.parse_args()
     if args.inside:

@@ -2,10 +2,12 @@
 fails ends its test. `ours` is tailnetd (or its stand-in), `go` the official
 client, `hs` headscale."""
 
+import ipaddress
 import json
 import os
 import re
 import signal
+import sys
 import time
 
 from lab import (CONTROL_NAME, HUB, OPEN_POLICY, OS_NAME, TOP, Flow, Headscale, Iperf, Pki, Relay,
@@ -229,8 +231,13 @@ def both_ways_through_tun(lab, part):
 def a_silent_start(lab, part):
     """The peer talks first: we answer its handshake without having sent a packet."""
     hs, go, ours = pair(lab, part, tun=None)
+    with part("the peer knows our relay"):
+        wait_for("our relay", lambda: go.peer(ours.ip4)["Relay"], 20)
     with part("the very first packets of the peer come back"):
+        begin = time.monotonic()
         check(icmp(go, ours.ip4, 3, timeout=8) >= 2, "echoes are missing")
+        # A lost first handshake would be repeated after five seconds.
+        check(time.monotonic() - begin < 4.5, "only when the peer had asked again")
 
 
 @test(alone=True, timeout=600)
@@ -267,6 +274,9 @@ def peers_come_and_go(lab, part):
     with part("expired: no traffic either way"):
         hs.expire("go1")
         wait_for("silence", lambda: icmp(ours, go.ip4, 2, timeout=2) == 0, 20)
+        # The expired peer is silent by itself: that we know it shows in our list.
+        check(lab.stand_in or any(p["expired"] for p in ours.event("peers")["peers"]
+                                  if p["name"].startswith("go1")), "not expired in our list")
     with part("removed: gone from the list, no traffic"):
         hs.delete("newname")
         ours.wait_sees("newname", there=False)
@@ -295,10 +305,13 @@ def allow(*rules):
 def policy_changes_bite(lab, part):
     """A policy change stops a running flow, also one that we answered before. (The
     official client lets a UDP flow go on that it has answered.)"""
-    hs, go, ours = pair(lab, part, tun=None)
+    hs, go, ours = pair(lab, part)
+    for port in (7, 8):
+        udp_echo(lab, ours, port)
     flow = Flow(lab, go, ours.ip4)
     with part("a flow runs under the open policy"):
         flow.wait_flowing()
+        check(udp(go, ours.ip4, port=8, count=2) > 0, "another port does not answer")
     with part("it stops when only another port is allowed"):
         hs.policy(allow((go.ip4, ours.ip4, 9), (ours.ip4, go.ip4, "*")))
         flow.wait_dry()
@@ -555,6 +568,7 @@ def key_expiry_and_new_login(lab, part):
         wait_for("another login URL", lambda: ours.wait_login() != first, 30)
     with part("no traffic meanwhile"):
         silent(go, ours.ip4)
+        check(ours.state() == "needs-login", "state is %s" % ours.state())
     with part("running again after the login, same address"):
         before = ours.ip4
         hs.approve_login(ours.url)
@@ -713,3 +727,143 @@ def hosted_approval(lab, part):
     with part("running once approved"):
         control.ask("approve", node=control.node("ours")["Key"])
         ours.wait_state("running")
+
+
+# ---- relays, names ---------------------------------------------------------------------------
+
+
+def proxied_relay(lab, relay, meta):
+    """Puts derpproxy.py before a relay; returns it and the file with what it hears."""
+    log = os.path.join(lab.folder, "heard-%s.json" % ("meta" if meta else "plain"))
+    p = lab.process("derpproxy-%s" % ("meta" if meta else "plain"), [
+        sys.executable, os.path.join(TOP, "tests/interop/derpproxy.py"), str(relay.port),
+        str(relay.port + 10), lab.cert, lab.key, log] + (["meta"] if meta else []))
+    wait_for("the proxy listens", lambda: ":%d " % relay.port in run(["ss", "-ltn"]).stdout)
+    return p, log
+
+
+def first_words(log, address, at_least=1):
+    """What we said on the newest connection before the relay had said anything."""
+    def there():
+        if not os.path.exists(log):
+            return None
+        with open(log) as f:
+            said = [e["before"] for e in map(json.loads, f) if e["from"] == address]
+        return said if len(said) >= at_least else None
+    return wait_for("our connection to the relay", there, 40)[-1]
+
+
+@test(stand_in=False)
+def fast_start(lab, part):
+    """A relay whose key is in its certificates gets request and login in one go."""
+    relay = Relay(lab, port=8455)
+    relay.port = 8445                       # where the proxy before it listens
+    proxy, log = proxied_relay(lab, relay, meta=True)
+    hs, go, ours = pair(lab, part, relay=relay, tun=None)
+    with part("the login comes with the request, before the relay has said a word"):
+        said = first_words(log, ours.address)
+        head, _, rest = said.partition("\r\n\r\n")
+        check(head.startswith("GET /derp HTTP/1.1\r\n"), head)
+        check("\r\nDerp-Fast-Start: 1" in head, head)
+        # The first frame: type 2, length, our public key, nonce, sealed box.
+        check(len(rest) > 5 + 32 + 24 + 16 and rest[0] == "\2", "after it: %d bytes" % len(rest))
+    with part("the relay takes it: traffic"):
+        echoes(go, ours.ip4, within=20)
+    with part("a relay without such a certificate is asked the old way"):
+        proxy.kill()
+        proxy, log = proxied_relay(lab, relay, meta=False)
+        said = first_words(log, ours.address)
+        check(said.startswith("GET /derp HTTP/1.1\r\n") and said.endswith("\r\n\r\n"), said)
+        check("Fast-Start" not in said, said)
+    with part("traffic again"):
+        echoes(go, ours.ip4, within=30)
+
+
+@test(timeout=240, stand_in=False)
+def guest_relays(lab, part):
+    """Two relays, peers at home at different ones: each is reached at its own."""
+    relays = {900: Relay(lab), 901: Relay(lab, region=901, port=8446, stun=3481)}
+    hs = Headscale(lab, relay=list(relays.values()))
+    key = hs.auth_key("--reusable")
+    ours = lab.ours("ours", tun="tun0").up(hs, key)
+    home = ours.event("state")["region"]
+    check(home in relays, "our home is %s" % home)
+    away = 1801 - home
+    near, far = lab.official("near"), lab.official("far")
+    with part("one peer at home where we are, one elsewhere"):
+        for node, region in ((near, home), (far, away)):
+            node.up(hs, key)
+            node.cli("debug", "force-prefer-derp", str(region))
+            node.cli("debug", "restun")
+            node.wait_peer(ours.ip4)
+        for node, observer, region in ((near, far, home), (far, near, away)):
+            wait_for("%s is at home at %d" % (node.host, region), lambda: (
+                observer.peer(node.ip4) or {}).get("Relay") == "own%d" % region, 40)
+        udp_echo(lab, near, 7007)
+        udp_echo(lab, far, 7007)
+        udp_echo(lab, ours, 7007)
+    with part("we are connected to one relay"):
+        check(len(relay_ports(ours)) == 1, "to %s" % relay_ports(ours))
+    with part("our first packet to the far one arrives, at its relay"):
+        check(udp(ours, far.ip4, 7007, count=3, wait=2.0) >= 2, "echoes are missing")
+        check(relay_ports(ours) == {8445, 8446}, "connected to %s" % relay_ports(ours))
+    with part("to the near one too"):
+        check(udp(ours, near.ip4, 7007, count=3, wait=2.0) >= 2, "echoes are missing")
+    with part("both reach us"):
+        for node in (near, far):
+            echoes(node, ours.ip4, within=20)
+    with part("the guest relay restarts: the flow comes back, the other goes on"):
+        flow, steady = Flow(lab, ours, far.ip4, 7007), Flow(lab, ours, near.ip4, 7007)
+        flow.wait_flowing()
+        steady.wait_flowing()
+        begin = time.monotonic()
+        relays[away].restart(2)
+        wait_for("the flow comes back", lambda: flow.count(begin + 2.3) >= 5, 60)
+        check(steady.longest_gap(begin) < 2.0, "a gap of %.1f s" % steady.longest_gap(begin))
+
+
+def relay_ports(node):
+    """The ports of the relays that a node is connected to."""
+    listed = run(["ss", "-tnH", "state", "established"], ns=node.ns).stdout
+    ports = {int(line.split()[3].rsplit(":", 1)[1]) for line in listed.splitlines()}
+    return ports & {8445, 8446}
+
+
+@test(stand_in=False)
+def magic_dns(lab, part):
+    """Our answers to DNS questions, beside those of the official client."""
+    # The official client writes /etc/resolv.conf: let it have one of its own.
+    own = lab.write("resolv.conf", "nameserver 127.0.0.1\n")
+    run(["mount", "--bind", own, "/etc/resolv.conf"])
+    hs = Headscale(lab)
+    key = hs.auth_key("--reusable")
+    go = lab.official("go1")
+    ours = lab.ours("ours", tun="tun0", extra=["--dns"])
+    with part("both join"):
+        go.up(hs, key, "--accept-dns=true")
+        ours.up(hs, key)
+        go.wait_peer(ours.ip4)
+        ours.wait_sees("go1")
+    names = ["go1.lab.test", "ours.lab.test", "OURS.Lab.Test", "nobody.lab.test",
+             "a.b.ours.lab.test", reverse(go.ip4), reverse(ours.ip4), reverse(go.ip6),
+             reverse(ours.ip6), reverse("100.64.77.77")]
+    for kind in ("A", "AAAA", "PTR", "TXT"):
+        with part("%s: the same answers" % kind):
+            asked = ["%s/%s" % (n, kind) for n in names]
+            theirs, mine = (dns(node, asked) for node in (go, ours))
+            for question, a, b in zip(asked, theirs, mine):
+                print("    %-40s %s" % (question[-40:], a["code"]))
+                check(a == b, "%s: they say %s, we say %s" % (question, a, b))
+            good = sum(1 for a in theirs if a["answers"])
+            check(kind == "TXT" or good >= 2, "only %d questions have answers" % good)
+
+
+def reverse(ip):
+    return ipaddress.ip_address(ip).reverse_pointer
+
+
+def dns(node, questions):
+    """What the resolver of the tailnet says in a node's namespace."""
+    done = node.run(sys.executable, os.path.join(TOP, "tests/interop/dnsask.py"),
+                    "100.100.100.100", *questions)
+    return [json.loads(line) for line in done.stdout.splitlines()]

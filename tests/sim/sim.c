@@ -2,7 +2,7 @@
  * seed. The header is the real one. `sim --help` lists what it does; a seed that fails prints
  * the command that repeats it and a script that was made as short as possible. */
 #define _GNU_SOURCE
-#include "sim_run.h"
+#include "sim_matrix.h"
 
 #include <sys/wait.h>
 
@@ -248,18 +248,20 @@ static int run_one(uint64_t seed, const script *s, bool verbose)
 
 static const char help[] =
     "sim --seeds A..B [--each]              worlds from these seeds; --each: their hashes\n"
-    "sim --seed N [--script FILE] [-v]      one of them, perhaps with another script\n";
+    "sim --seed N [--script FILE] [-v]      one of them, perhaps with another script\n"
+    "sim --matrix [-v]                      every kind of NAT with every other\n";
 
 int main(int argc, char **argv)
 {
     script   s = { NULL, 0, false };
     uint64_t first = 1, last = 0, seed = 0;
-    bool     verbose = false, each = false, one = false;
+    bool     verbose = false, each = false, one = false, matrix = false;
     int      i;
     for (i = 1; i < argc; i++) {
         const char *next = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "-v") == 0) verbose = true;
         else if (strcmp(argv[i], "--each") == 0) each = true;
+        else if (strcmp(argv[i], "--matrix") == 0) matrix = true;
         else if (strcmp(argv[i], "--seed") == 0) {
             one  = true;
             seed = strtoull(next, NULL, 10);
@@ -277,6 +279,7 @@ int main(int argc, char **argv)
             return 1;
         }
     }
+    if (matrix) return run_matrix(verbose, getenv("SIM_CELL"));
     if (one) return run_one(seed, &s, verbose);
     if (last >= first) return run_seeds(first, last, each);
     fputs(help, stdout);

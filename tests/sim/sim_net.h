@@ -494,6 +494,21 @@ static void gram_travels(const machine *m, gram *g)
     plan(at, EV_GRAM, 0, 0, g);
 }
 
+/* A line for each datagram that a node sends, for who looks closely. */
+static void tell_gram(const machine *m, const gram *g)
+{
+    uint8_t     text[64];
+    tn_wr       w;
+    const char *what = "?";
+    if (g->len >= 20 && g->data[0] == 0 && g->data[1] == 1) what = "STUN";
+    else if (tn_disco_is(g->data, g->len)) what = "disco";
+    else if (g->len >= 32 && g->data[0] >= 1 && g->data[0] <= 4) what = "WireGuard";
+    tn_wr_over(&w, text, sizeof text);
+    tn_wr_addr(&w, &g->to);
+    say("%s: %s %u bytes to %.*s", m->name, what, (unsigned)g->len, (int)tn_wr_len(&w),
+        (const char *)text);
+}
+
 /* The socket of a node; false: no such address can be reached from here. */
 static bool net_send(machine *m, const tailnet_addr *to, const void *data, uint32_t len)
 {
@@ -509,6 +524,7 @@ static bool net_send(machine *m, const tailnet_addr *to, const void *data, uint3
     g->known  = m->known;
     g->level  = -1;
     fw_out(m, to);
+    if (W->chatty) tell_gram(m, g);
     if (to->family == 4) {
         addr4(&g->from, m->ip4, SIM_PORT);
         if (!gram_leaves(m, g)) {

@@ -387,6 +387,7 @@ static void node_network(machine *m, bool changed)
     }
     net.addrs   = addrs;
     net.changed = changed;
+    net.port_fixed = m->forwarded;
     if (m->box >= 0) addr4(&net.gateway, W->box[m->box].lan + 1, 0);
     if (!node_enter(m)) return;
     if (tailnet_set_network(m->n, &net) != TAILNET_OK) wrong("set_network is refused");

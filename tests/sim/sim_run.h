@@ -105,7 +105,8 @@ static void act(uint32_t index)
     machine      *m = &W->m[x->a < W->count ? x->a : 0];
     router       *r = &W->box[x->a < W->boxes ? x->a : 0];
     const char   *w = x->what;
-    say("-- %s %u %u %lu %lu", w, x->a, x->b, (unsigned long)x->value, (unsigned long)x->more);
+    say("-- %s %u %u %llu %llu", w, x->a, x->b, (unsigned long long)x->value,
+        (unsigned long long)x->more);
     if (strcmp(w, "flow") == 0) do_flow(x);
     else if (strcmp(w, "link") == 0) do_link(m, x);
     else if (strcmp(w, "udp") == 0) m->no_udp = true;

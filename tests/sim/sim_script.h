@@ -188,8 +188,9 @@ static void random_line(uint64_t *r, machine *m)
 /* Two to six nodes, some at home, some behind the same router, some behind a carrier's. */
 static void random_places(uint64_t *r)
 {
-    uint32_t n = 2 + rnd_below(r, 3) + (rnd_chance(r, 200) ? rnd_below(r, 3) : 0), i;
+    uint32_t n = 2 + rnd_below(r, 3), i;
     int      carrier = -1;
+    if (rnd_chance(r, 200)) n += rnd_below(r, 3);
     W->regions = 1 + rnd_below(r, SIM_REGIONS);
     for (i = 0; i < W->regions; i++) W->region_place[i] = rnd_below(r, 80);
     for (i = 0; i < n; i++) {
@@ -233,14 +234,13 @@ static void random_fault(uint64_t *r, uint64_t at)
     uint32_t n = rnd_below(r, W->count), o = rnd_below(r, W->count), k = rnd_below(r, 100);
     uint32_t box = W->boxes == 0 ? 0 : rnd_below(r, W->boxes);
     uint64_t for_ms = rnd_chance(r, 700) ? 500 + rnd_below(r, 20000) : rnd_below(r, 200000);
+    uint32_t state = rnd_chance(r, 80) ? 1 + rnd_below(r, 2) : 0, calls = 1 + rnd_below(r, 200);
     if (k < 12)      action_add(at, "link", n, rnd_below(r, 2), for_ms, 0);
     else if (k < 24) action_add(at, "udp", n, 0, for_ms, 0);
     else if (k < 30 && W->boxes != 0) action_add(at, "nat", box, 0, 0, 0);
     else if (k < 34 && W->boxes != 0) action_add(at, "wan", box, 0, 0, 0);
-    else if (k < 40) action_add(at, "cut", n, rnd_chance(r, 80) ? 1 + rnd_below(r, 2) : 0,
-                                1 + for_ms / 4, 0);
-    else if (k < 48) action_add(at, "cutin", n, rnd_chance(r, 80) ? 1u : 0u, 1 + for_ms / 4,
-                                1 + rnd_below(r, 200));
+    else if (k < 40) action_add(at, "cut", n, state, 1 + for_ms / 4, 0);
+    else if (k < 48) action_add(at, "cutin", n, state, 1 + for_ms / 4, calls);
     else if (k < 54) action_add(at, "jump", n, 0, JUMP_ZERO + rnd_below(r, 86400000u) - 43200000u,
                                 0);
     else if (k < 58) action_add(at, "control", 0, 0, for_ms, 0);
@@ -267,11 +267,11 @@ static void random_script(uint64_t *r)
     for (i = 0; i < flows; i++) {
         uint32_t a = rnd_below(r, W->count), b = rnd_below(r, W->count - 1);
         uint32_t every = rnd_chance(r, 200) ? 20 + rnd_below(r, 80) : 400 + rnd_below(r, 8000);
+        uint32_t size = 30 + rnd_below(r, 1190), port = APP_PORT + rnd_below(r, 4);
         uint64_t at = 2000 + rnd_next(r) % length;
+        uint32_t for_ms = every < 100 ? 4000u : rnd_below(r, 120000);
         if (b >= a) b++;
-        action_add(at, "flow", a, b, every < 100 ? 4000u : rnd_below(r, 120000),
-                   flow_of(every, 30 + rnd_below(r, 1190), APP_PORT + rnd_below(r, 4),
-                           rnd_chance(r, 200)));
+        action_add(at, "flow", a, b, for_ms, flow_of(every, size, port, rnd_chance(r, 200)));
     }
     for (i = 0; i < faults; i++) random_fault(r, 2000 + rnd_next(r) % length);
 }

@@ -326,8 +326,7 @@ static void wire_deliver(wire *c)
 
 static void wire_down(uint32_t id, wire *c, uint32_t len)
 {
-    machine *m = wire_machine(c);
-    conn    *s;
+    conn *s;
     if (!wire_works(c)) {
         if (!pipe_stalls(c, &c->down)) server_resets(id, c);
         else plan(W->now_ms + RETRY_MS, EV_DOWN, id, c->number, (void *)(uintptr_t)len);
@@ -338,8 +337,8 @@ static void wire_down(uint32_t id, wire *c, uint32_t len)
         return;
     }
     c->down.stalled_ms = 0;
+    if (len > c->down.bytes - c->down.ready) len = c->down.bytes - c->down.ready;   /* reset */
     c->down.ready += len;
-    (void)m;
     wire_deliver(c);
     s = server_conn(id);
     if (s != NULL && s->to != s->from) server_wake(W->now_ms + 1);

@@ -209,6 +209,7 @@ typedef struct machine {
     unsigned      ip_count;
     uint8_t       key[32];                  /* of the node, as it last knew it             */
     bool          shields, relay_only;
+    bool          forwarded;                /* its router forwards its port                */
     uint64_t      lost_ms[SIM_MASKED];      /* when a node left it                         */
     uint32_t      policy;                   /* index of the policy it is sure to have      */
     bool          wanted, removed;          /* wanted: the script has it up                */
@@ -241,7 +242,7 @@ typedef struct stun_wait { gram *g; struct stun_wait *next; } stun_wait;
 typedef struct world {
     uint64_t    seed, rnd, now_ms, hash;
     event_heap  heap;
-    bool        verbose, failed, healed, marks_off;
+    bool        verbose, chatty, failed, healed, marks_off;
     char        why[256];
     host       *h;
     uint64_t    server_next_ms;
@@ -296,7 +297,7 @@ static void say(const char *format, ...)
 {
     va_list list;
     if (!W->verbose) return;
-    printf("%10.3f ", (double)W->now_ms / 1000.0);
+    printf("%10.3f %04x ", (double)W->now_ms / 1000.0, (unsigned)(W->hash & 0xffffu));
     va_start(list, format);
     vprintf(format, list);
     va_end(list);

@@ -2281,6 +2281,25 @@ static void storms(void)
     }
 }
 
+static void paths(void)
+{
+    TEST(direct_or_not);
+    TEST(direct_in_time);
+    TEST(direct_without_candidates);
+    TEST(direct_way_breaks_and_returns);
+    TEST(idle_paths_are_silent);
+    TEST(relay_only_uses_no_udp);
+    TEST(network_changes);
+    TEST(pings_find_the_direct_way);
+    TEST(strangers_get_no_pong);
+    TEST(replayed_pings);
+    TEST(direct_by_ipv6);
+    TEST(direct_in_one_lan);
+    TEST(home_is_the_nearest);
+    TEST(metered_hour);
+    TEST(path_deadlines_are_honest);
+}
+
 int main(void)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -2318,21 +2337,7 @@ int main(void)
     TEST(both_begin_at_once);
     TEST(losses);
     TEST(roaming_without_disco);
-    TEST(direct_or_not);
-    TEST(direct_in_time);
-    TEST(direct_without_candidates);
-    TEST(direct_way_breaks_and_returns);
-    TEST(idle_paths_are_silent);
-    TEST(relay_only_uses_no_udp);
-    TEST(network_changes);
-    TEST(pings_find_the_direct_way);
-    TEST(strangers_get_no_pong);
-    TEST(replayed_pings);
-    TEST(direct_by_ipv6);
-    TEST(direct_in_one_lan);
-    TEST(home_is_the_nearest);
-    TEST(metered_hour);
-    TEST(path_deadlines_are_honest);
+    paths();
     TEST(relay_restarts);
     TEST(relay_is_cut_in_silence);
     TEST(relay_peer_is_gone_and_back);
