@@ -88,7 +88,7 @@ natlab: ## behind real NATs, beside the Go client; ARGS="-k name"
 	$(Q)$(MAKE) -s CC=$(CC) V=$(V) build/tailnetd
 	$(Q)tests/natlab/run.py $(ARGS)
 
-portmap: ## with miniupnpd: NAT-PMP, PCP, UPnP
+portmap: ## port mapping with miniupnpd: NAT-PMP, PCP, UPnP
 	$(Q)$(T)/deps interop
 	$(Q)tests/interop/portmap.py
 

@@ -607,7 +607,7 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
  *     static TAILNET_MEMORY(memory, 16, 4, 2, 1);
  *     desc.memory = &memory; desc.memory_size = sizeof memory; */
 #define TAILNET_MEMORY_SIZE(peers, sessions, links, tls)                              \
-    (21692ul + TAILNET_MEMORY_HOST * 3248ul + TAILNET_MEMORY_WIDE * 3008ul +          \
+    (21684ul + TAILNET_MEMORY_HOST * 3248ul + TAILNET_MEMORY_WIDE * 3000ul +          \
      (peers) * (207ul + TAILNET_MEMORY_HOST * 196ul + TAILNET_MEMORY_WIDE * 4ul) +    \
      (sessions) * (1353ul + TAILNET_MEMORY_HOST * 4ul + TAILNET_MEMORY_WIDE * 12ul) + \
      (links) * (520ul + TAILNET_MEMORY_HOST * 8ul + TAILNET_MEMORY_WIDE * 32ul) +     \
@@ -993,11 +993,6 @@ TN_STATIC_ASSERT(tls_out_limit, TAILNET_TLS_OUT >= 512 && TAILNET_TLS_OUT <= 163
 /* A time that never comes. */
 #define TN_NEVER UINT64_MAX
 
-/* How far a relay region is; 0 ms: not measured. region 0: an empty place. */
-typedef struct tn_latency {
-    uint16_t region, v4_ms, v6_ms;
-} tn_latency;
-
 /* Reads forward through left bytes. Running past the end is remembered, gives
  * zeroes from then on, and is checked once, at the end, with tn_rd_ok. */
 typedef struct tn_rd {
@@ -1361,13 +1356,14 @@ static bool tn_ip4_parse(uint8_t out[4], const char *text, size_t len)
     size_t at = 0;
     int    i;
     for (i = 0; i < 4; i++) {
-        uint64_t v     = 0;
+        unsigned v     = 0;
         size_t   start = at;
-        while (at < len && text[at] != '.') at++;
-        if (at - start > 3 || (at - start > 1 && text[start] == '0')) return false;
-        if (!tn_dec_parse(text + start, at - start, 255, &v)) return false;
+        for (; at < len && text[at] >= '0' && text[at] <= '9'; at++)
+            v = v * 10 + (unsigned)(text[at] - '0');
+        if (at == start || at - start > 3 || v > 255) return false;
+        if (at - start > 1 && text[start] == '0') return false;
         out[i] = (uint8_t)v;
-        if (i < 3 && at++ >= len) return false;
+        if (i < 3 && (at == len || text[at++] != '.')) return false;
     }
     return at == len;
 }
@@ -1606,14 +1602,18 @@ static int32_t tn_days_of(uint32_t year, uint32_t month, uint32_t day)
     return (int32_t)(y * 365 + y / 4 - y / 100 + y / 400 + in_y) - 719468;
 }
 
-/* A number of so many digits, at most most, and the character behind it (0: none). */
-static uint32_t tn_date_field(tn_rd *r, unsigned digits, unsigned most, char end, bool *ok)
+/* A number of so many digits, at most most, and the character behind it (0: none).
+ * What is wrong counts as if it were not there. */
+static unsigned tn_date_field(tn_rd *r, unsigned digits, unsigned most, char end)
 {
-    uint64_t       v = 0;
-    const uint8_t *b = tn_rd_bytes(r, digits);
-    if (b == NULL || !tn_dec_parse((const char *)b, digits, most, &v)) *ok = false;
-    if (end != 0 && tn_rd_u8(r) != (uint8_t)end) *ok = false;
-    return (uint32_t)v;
+    unsigned v = 0;
+    for (; digits != 0; digits--) {
+        unsigned d = tn_rd_u8(r) - (unsigned)'0';
+        if (d > 9) r->short_input = true;
+        v = v * 10 + d;
+    }
+    if (v > most || (end != 0 && tn_rd_u8(r) != (uint8_t)end)) r->short_input = true;
+    return v;
 }
 
 /* RFC 3339, as Go writes times, in milliseconds since 1970. Go's zero time and
@@ -1624,34 +1624,32 @@ static bool tn_date_parse(uint64_t *unix_ms, const char *text, size_t len)
     static const uint16_t most[6] = { 9999, 12, 31, 23, 59, 60 };
     static const char     end[6]  = { '-', '-', 'T', ':', ':', 0 };
     tn_rd    r;
-    bool     ok = true;
-    uint32_t part[6], ms = 0, scale = 100;
+    unsigned part[6], i, c;
+    uint32_t ms = 0, scale = 100;
     int32_t  zone = 0;
     int64_t  t;
-    unsigned i;
-    uint8_t  c;
 
     tn_rd_over(&r, text, len);
     for (i = 0; i < 6; i++) {
-        part[i] = tn_date_field(&r, i == 0 ? 4 : 2, most[i], end[i], &ok);
-        if (i < 3 && part[i] == 0) ok = false;
+        part[i] = tn_date_field(&r, i == 0 ? 4 : 2, most[i], end[i]);
+        if (i < 3 && part[i] == 0) r.short_input = true;
     }
     c = tn_rd_u8(&r);
     if (c == '.') {
         while ((c = tn_rd_u8(&r)) >= '0' && c <= '9') {
-            ms += (uint32_t)(c - '0') * scale;
+            ms += (c - '0') * scale;
             scale /= 10;
         }
     }
     if (c == '+' || c == '-') {
-        zone = (int32_t)tn_date_field(&r, 2, 99, ':', &ok) * 3600;
-        zone += (int32_t)tn_date_field(&r, 2, 99, 0, &ok) * 60;
+        zone = (int32_t)tn_date_field(&r, 2, 99, ':') * 3600;
+        zone += (int32_t)tn_date_field(&r, 2, 99, 0) * 60;
         if (c == '-') zone = -zone;
     } else if (c != 'Z') {
-        ok = false;
+        return false;
     }
-    if (!ok || !tn_rd_ok(&r) || r.left != 0) return false;
-    zone -= (int32_t)(part[3] * 3600 + part[4] * 60 + part[5]);
+    if (!tn_rd_ok(&r) || r.left != 0) return false;
+    zone -= (int32_t)((uint32_t)part[3] * 3600 + part[4] * 60 + part[5]);
     t = (int64_t)tn_days_of(part[0], part[1], part[2]) * 86400 - zone;
     *unix_ms = t <= 0 ? 0 : (uint64_t)t * 1000u + ms;
     return true;
@@ -1964,9 +1962,9 @@ static br_chacha20_run tn_cr_chacha20(void)
 #endif
 
 #if !defined(TAILNET_AEAD_SEAL) || !defined(TAILNET_AEAD_OPEN)
-static void tn_cr_aead_bearssl(const uint8_t key[32], const uint8_t nonce[12], const void *ad,
-                               size_t ad_len, uint8_t *data, size_t len, uint8_t tag[16],
-                               int encrypt)
+static TN_NOINLINE void tn_cr_aead_bearssl(const uint8_t key[32], const uint8_t nonce[12],
+                                           const void *ad, size_t ad_len, uint8_t *data,
+                                           size_t len, uint8_t tag[16], int encrypt)
 {
 #  if defined(TAILNET_SLOW_MULTIPLY)
     br_poly1305_ctmul32_run(key, nonce, data, len, ad, ad_len, tag, tn_cr_chacha20(), encrypt);
@@ -3522,7 +3520,7 @@ enum {
     TN_H1_HANDSHAKE = 136,                  /* base64 of the 101 bytes of a Noise initiation  */
     TN_H1_HEAD_MAX  = 8192,                 /* bytes of a start line and all header lines     */
     TN_H1_LINE_MAX  = 256,                  /* bytes of a chunk's size and its extensions     */
-    TN_H1_TEXT      = TAILNET_SERVER ? 128 : 1,     /* a path, with its end                   */
+    TN_H1_TEXT      = TAILNET_SERVER ? 128 : 2,     /* a path, with its end                   */
     TN_H1_TOKEN     = 28                    /* the longest word that means something, and one */
 };
 
@@ -3748,7 +3746,7 @@ typedef struct tn_h1 {
 static bool tn_h1_asks(const tn_h1 *h) { return TAILNET_SERVER != 0 && h->is_request; }
 
 /* The only writer of state; leaving BAD is impossible. */
-static void tn_h1_enter(tn_h1 *h, tn_h1_state next)
+static TN_NOINLINE void tn_h1_enter(tn_h1 *h, tn_h1_state next)
 {
     TAILNET_ASSERT(h->state != TN_H1_AT_BAD || next == TN_H1_AT_BAD);
     h->state     = next;
@@ -4572,7 +4570,7 @@ static const uint8_t tn_h2_probe[8] = { 't', 'a', 'i', 'l', 'n', 'e', 't', '?' }
 static bool tn_h2_serves(const tn_h2 *h) { return TAILNET_SERVER != 0 && h->role == TN_H2_SERVER; }
 
 /* The only writer of state; FAILED is final. */
-static void tn_h2_enter(tn_h2 *h, tn_h2_state next)
+static TN_NOINLINE void tn_h2_enter(tn_h2 *h, tn_h2_state next)
 {
     TAILNET_ASSERT(h->state != TN_H2_FAILED_FOR_GOOD || next == TN_H2_FAILED_FOR_GOOD);
     h->state    = next;
@@ -4957,7 +4955,7 @@ static bool tn_h2_widen(int32_t *window, int32_t by)
 }
 
 /* One setting (section 6.5.2). Unknown ones mean nothing. */
-static void tn_h2_setting(tn_h2 *h, unsigned number, uint32_t v, tn_h2_event *ev)
+static TN_NOINLINE void tn_h2_setting(tn_h2 *h, unsigned number, uint32_t v, tn_h2_event *ev)
 {
     unsigned i;
     if (number == 2) {
@@ -5651,7 +5649,7 @@ static size_t tn_nz_want(const tn_nz *nz, const uint8_t *buf, size_t have)
 
 /* How many of the have bytes at buf belong to the message there, once none of
  * them is wanted any more. */
-static size_t tn_nz_whole(const uint8_t *buf, size_t have)
+static TN_MAYBE_UNUSED size_t tn_nz_whole(const uint8_t *buf, size_t have)
 {
     tn_rd    r;
     unsigned len;
@@ -6775,6 +6773,7 @@ static void tn_pmp_pmp_answer(tn_pmp *p, tn_rd *r, uint64_t now_ms)
     uint32_t epoch  = tn_rd_u32be(r);
     if (op == 0x80) {
         const uint8_t *ip = tn_rd_bytes(r, result == 0 ? 4 : 0);
+        if (result == 1) return;            /* of our PCP question: it speaks NAT-PMP alone */
         if (!tn_rd_ok(r) || !tn_pmp_asked(p, TN_PMP_Q_ADDRESS)) return;
         if (result == 0) memcpy(p->address, ip, 4);
         if (p->state == TN_PMP_MAP) tn_pmp_map_told(p, result, epoch, now_ms);
@@ -7830,16 +7829,13 @@ static void tn_wg_cookie_reply(tn_wg_device *dev, uint8_t out[TN_WG_COOKIE_LEN],
                                const uint8_t *msg, size_t len, const uint8_t *from,
                                size_t from_len, const uint8_t random[56], uint64_t now_ms)
 {
-    uint8_t        key[32], cookie[TN_WG_MAC_LEN], tag[TN_WG_TAG_LEN];
-    const uint8_t *sender, *mac1, *secret, *nonce;
+    uint8_t        key[32], cookie[TN_WG_MAC_LEN + TN_WG_TAG_LEN];
+    const uint8_t *sender, *mac1, *nonce = random + 32;
     tn_rd          r;
     tn_wr          w;
 
-    tn_rd_over(&r, random, 56);
-    secret = tn_rd_bytes(&r, 32);
-    nonce  = tn_rd_bytes(&r, 24);
     if (now_ms >= dev->cookie_until_ms) {
-        tn_copy_key(dev->cookie_secret, secret);
+        tn_copy_key(dev->cookie_secret, random);
         dev->cookie_until_ms = tn_time_add(now_ms, TN_WG_COOKIE_MS);
     }
     tn_rd_over(&r, msg, len);
@@ -7850,13 +7846,13 @@ static void tn_wg_cookie_reply(tn_wg_device *dev, uint8_t out[TN_WG_COOKIE_LEN],
 
     tn_wg_label_key(key, "cookie--", dev->public_key);
     tn_wg_cookie_of(dev, cookie, from, from_len);
-    tn_cr_xaead_seal(key, nonce, mac1, TN_WG_MAC_LEN, cookie, sizeof cookie, tag);
+    tn_cr_xaead_seal(key, nonce, mac1, TN_WG_MAC_LEN, cookie, TN_WG_MAC_LEN,
+                     cookie + TN_WG_MAC_LEN);
     tn_wr_over(&w, out, TN_WG_COOKIE_LEN);
     tn_wr_u32le(&w, TN_WG_COOKIE);
     tn_wr_bytes(&w, sender, 4);
     tn_wr_bytes(&w, nonce, 24);
     tn_wr_bytes(&w, cookie, sizeof cookie);
-    tn_wr_bytes(&w, tag, sizeof tag);
 }
 
 /* ---- replay window ---- */
@@ -8136,7 +8132,7 @@ static void tn_wg_sent_handshake(tn_wg *wg, uint64_t now_ms)
 }
 
 /* The current key is new: no more initiations for now. */
-static void tn_wg_complete(tn_wg *wg)
+static TN_NOINLINE void tn_wg_complete(tn_wg *wg)
 {
     wg->initiate_ms  = 0;
     wg->attempts     = 0;
@@ -9175,7 +9171,10 @@ typedef struct tn_flt_table {
     uint16_t      bad;                      /* lists, by bit, that void all rules */
 } tn_flt_table;
 
-enum { TN_FLT_IP6 = 1, TN_FLT_THEIRS = 2, TN_FLT_OPEN = 4, TN_FLT_CLOSING = 8 };
+enum {
+    TN_FLT_IP6 = 1, TN_FLT_THEIRS = 2, TN_FLT_OPEN = 4, TN_FLT_CLOSING = 8,
+    TN_FLT_FREED = 16                       /* free, and was not always           */
+};
 
 /* A flow, as its inbound packets look. The table is in order of use; an entry of
  * protocol 0 is free. Without padding up to bits: compared as bytes. */
@@ -9402,6 +9401,7 @@ static tn_flt_flow *tn_flt_find(tn_flt *f, const tn_flt_flow *key, uint32_t tick
     unsigned    i;
 
     for (i = 0; i < f->flow_max; i++) {
+        if (f->flow[i].protocol == 0 && f->flow[i].bits == 0) break;    /* the rest is new */
         if (!tn_flt_same(&f->flow[i], key, TN_FLT_KEY, tick)) continue;
         found = f->flow[i];
         memmove(f->flow + 1, f->flow, i * sizeof *f->flow);
@@ -9528,8 +9528,11 @@ static void tn_flt_note_out(tn_flt *f, const tn_ip_packet *p, const tn_flt_peer 
 static void tn_flt_forget(tn_flt *f, uint16_t peer_index)
 {
     unsigned i;
-    for (i = 0; i < f->flow_max; i++)
-        if (f->flow[i].who == peer_index) f->flow[i].protocol = 0;
+    for (i = 0; i < f->flow_max; i++) {
+        if (f->flow[i].protocol == 0 || f->flow[i].who != peer_index) continue;
+        f->flow[i].protocol = 0;
+        f->flow[i].bits     = TN_FLT_FREED;
+    }
 }
 
 /* ---- packets ---- */
@@ -9639,7 +9642,7 @@ static TN_NOINLINE uint64_t tn_flt_hash(const char *name, size_t len)
 }
 
 /* The bit of a node capability, a key of a peer's CapMap; 0: no rule names it. */
-static uint32_t tn_flt_cap(const tn_flt *f, const char *name, size_t len)
+static TN_NOINLINE uint32_t tn_flt_cap(const tn_flt *f, const char *name, size_t len)
 {
     uint64_t h = tn_flt_hash(name, len);
     unsigned i;
@@ -9834,24 +9837,22 @@ static bool tn_flt_text(tn_flt_range *r, const char *text, size_t len)
 {
     size_t       at   = 0;
     unsigned     bits = 128;
-    tailnet_addr first, last;
+    tailnet_addr ip;
 
     if (tn_is(text, len, "*")) return true;
     while (at < len && text[at] != '-') at++;
-    if (!(at < len ? tn_ip_parse(&first, text, at) : tn_cidr_parse(&first, &bits, text, len)))
+    if (!(at < len ? tn_ip_parse(&ip, text, at) : tn_cidr_parse(&ip, &bits, text, len)))
         return false;
-    last = first;
-    if (at < len && !tn_ip_parse(&last, text + at + 1, len - at - 1)) return false;
-    for (; bits < 8 * tn_ip_len(first.family); bits++) {
+    r->family = ip.family;
+    memcpy(r->at, ip.ip, 16);
+    if (at < len && !tn_ip_parse(&ip, text + at + 1, len - at - 1)) return false;
+    for (; bits < 8 * tn_ip_len(ip.family); bits++) {
         unsigned bit = 0x80u >> bits % 8;
-        if ((last.ip[bits / 8] & bit) != 0) return false;
-        last.ip[bits / 8] = (uint8_t)(last.ip[bits / 8] | bit);
+        if ((ip.ip[bits / 8] & bit) != 0) return false;
+        ip.ip[bits / 8] = (uint8_t)(ip.ip[bits / 8] | bit);
     }
-    if (last.family != first.family || memcmp(first.ip, last.ip, 16) > 0) return false;
-    r->family = first.family;
-    memcpy(r->at, first.ip, 16);
-    memcpy(r->at + 16, last.ip, 16);
-    return true;
+    memcpy(r->at + 16, ip.ip, 16);
+    return ip.family == r->family && memcmp(r->at, r->at + 16, 16) <= 0;
 }
 
 /* Is b not higher than the address after a? */
@@ -10461,14 +10462,14 @@ static uint64_t tn_tls_der_time(const uint8_t *text, size_t len)
 /* A value we wanted is whole. */
 static void tn_tls_der_take(tn_tls_der *d)
 {
-    static const uint8_t cn[3] = { 0x55, 0x04, 0x03 }, san[3] = { 0x55, 0x1d, 0x11 };
-    const uint8_t       *k     = d->keep;
-    size_t               len   = d->keep_len;
+    const uint8_t *k   = d->keep;
+    size_t         len = d->keep_len;
     switch (d->value) {
-    case TN_TLS_DER_OID:
-        d->oid = len == 3 && memcmp(k, cn, 3) == 0    ? (uint8_t)TN_TLS_DER_CN
-                 : len == 3 && memcmp(k, san, 3) == 0 ? (uint8_t)TN_TLS_DER_SAN
-                                                      : (uint8_t)TN_TLS_DER_SKIP;
+    case TN_TLS_DER_OID:                    /* 2.5.4.3, 2.5.29.17                 */
+        d->oid = TN_TLS_DER_SKIP;
+        if (len != 3 || k[0] != 0x55) break;
+        if (k[1] == 0x04 && k[2] == 0x03) d->oid = TN_TLS_DER_CN;
+        if (k[1] == 0x1d && k[2] == 0x11) d->oid = TN_TLS_DER_SAN;
         break;
     case TN_TLS_DER_BEGIN:
         d->begin_unix_ms = tn_tls_der_time(k, len);
@@ -10762,11 +10763,11 @@ typedef struct tn_tls_check {
 } tn_tls_check;
 
 /* BearSSL counts days from the first of January of the year 0. */
-static void tn_tls_check_time(tn_tls_check *c, uint64_t unix_ms)
+static TN_NOINLINE void tn_tls_check_time(tn_tls_check *c, uint64_t unix_ms)
 {
-    uint64_t s = unix_ms / 1000u;
     c->unix_ms = unix_ms;
-    br_x509_minimal_set_time(&c->chain, (uint32_t)(s / 86400u) + 719528u, (uint32_t)(s % 86400u));
+    br_x509_minimal_set_time(&c->chain, (uint32_t)(unix_ms / 86400000ul) + 719528ul,
+                             (uint32_t)(unix_ms % 86400000ul) / 1000u);
 }
 
 static tn_tls_check *tn_tls_check_of(const br_x509_class **ctx)
@@ -12524,6 +12525,15 @@ static bool tn_map_there(const tn_map_peer *p)
     return (p->flags & (TN_MAP_USED | TN_MAP_GONE)) == TN_MAP_USED;
 }
 
+/* The next entry behind p that is there, in the order of the slots. NULL is before the
+ * first and behind the last. */
+static TN_NOINLINE tn_map_peer *tn_map_each(const tn_map *m, tn_map_peer *p)
+{
+    p = p == NULL ? m->peers : p + 1;
+    while (p < m->peers + m->limits.peers && !tn_map_there(p)) p++;
+    return p < m->peers + m->limits.peers ? p : NULL;
+}
+
 /* An entry, or NULL when it is free. One that is going can still be read. */
 static TN_MAYBE_UNUSED const tn_map_peer *tn_map_peer_at(const tn_map *m, uint16_t i)
 {
@@ -12535,13 +12545,11 @@ static TN_MAYBE_UNUSED size_t tn_map_count(const tn_map *m) { return m->peer_cou
 /* The n-th entry in the order of the slots. */
 static TN_MAYBE_UNUSED bool tn_map_nth(const tn_map *m, size_t n, uint16_t *index)
 {
-    unsigned i;
-    for (i = 0; i < m->limits.peers; i++) {
-        if (!tn_map_there(&m->peers[i]) || n-- != 0) continue;
-        *index = (uint16_t)i;
-        return true;
-    }
-    return false;
+    tn_map_peer *p = NULL;
+    do p = tn_map_each(m, p);
+    while (p != NULL && n-- != 0);
+    if (p != NULL) *index = (uint16_t)(p - m->peers);
+    return p != NULL;
 }
 
 /* May we talk to it? It has to be valid, reachable in some way, and own something. */
@@ -12580,7 +12588,8 @@ static TN_MAYBE_UNUSED bool tn_map_masq(const tn_map_peer *p, unsigned family, t
 }
 
 /* What the packet filter wants to know of a peer. */
-static TN_MAYBE_UNUSED void tn_map_flt_peer(const tn_map *m, uint16_t i, tn_flt_peer *out)
+static TN_NOINLINE TN_MAYBE_UNUSED void tn_map_flt_peer(const tn_map *m, uint16_t i,
+                                                         tn_flt_peer *out)
 {
     out->caps   = m->peers[i].caps;
     out->index  = i;
@@ -12639,9 +12648,9 @@ static bool tn_map_by_id(const tn_map *m, uint64_t id, uint16_t *index)
  * id. */
 static bool tn_map_by_who(const tn_map *m, const tn_map_who *who, uint32_t flags, uint16_t *index)
 {
-    const tn_map_peer *p = m->peers, *best = NULL;
-    for (; p < m->peers + m->limits.peers; p++) {
-        if (!tn_map_there(p) || (p->flags & flags) != flags || !tn_map_is(p, who)) continue;
+    tn_map_peer *p = NULL, *best = NULL;
+    while ((p = tn_map_each(m, p)) != NULL) {
+        if ((p->flags & flags) != flags || !tn_map_is(p, who)) continue;
         if (best == NULL || p->id < best->id) best = p;
     }
     if (best != NULL) *index = (uint16_t)(best - m->peers);
@@ -12830,7 +12839,7 @@ static void tn_map_note_expiry(tn_map *m, uint64_t expiry_ms)
  * call again. Our own key running out is TAILNET_EVENT_SELF. */
 static TN_MAYBE_UNUSED bool tn_map_expire(tn_map *m, uint64_t unix_ms)
 {
-    tn_map_peer *p = m->peers;
+    tn_map_peer *p = NULL;
     if (unix_ms < TN_MAP_SANE_MS || unix_ms < m->next_expiry_ms || m->change_kind != 0)
         return false;
     if (m->self.expiry_ms > unix_ms) m->next_expiry_ms = m->self.expiry_ms;
@@ -12838,8 +12847,8 @@ static TN_MAYBE_UNUSED bool tn_map_expire(tn_map *m, uint64_t unix_ms)
         if (m->self.expiry_ms >= m->next_expiry_ms) m->events |= TAILNET_EVENT_SELF;
         m->next_expiry_ms = TN_NEVER;
     }
-    for (; p < m->peers + m->limits.peers; p++) {
-        if (!tn_map_there(p) || (p->flags & TAILNET_PEER_EXPIRED) != 0) continue;
+    while ((p = tn_map_each(m, p)) != NULL) {
+        if ((p->flags & TAILNET_PEER_EXPIRED) != 0) continue;
         if (p->expiry_ms - 1u >= unix_ms || m->change_kind != 0) {
             tn_map_note_expiry(m, p->expiry_ms);
             continue;
@@ -12921,12 +12930,11 @@ static TN_MAYBE_UNUSED uint16_t tn_map_region_score(const tn_map *m, uint16_t id
  * those of our home and of the homes of peers. */
 static unsigned tn_map_region_worth(const tn_map *m, uint16_t id, unsigned nth)
 {
-    const tn_map_peer *p = m->peers;
-    bool               needed = id == m->home;
+    tn_map_peer *p = NULL;
+    bool         needed = id == m->home;
     if (id == 0) return 0;
     if ((nth & TN_MAP_REGION_OLD) != 0) return 1;
-    for (; p < m->peers + m->limits.peers && !needed; p++)
-        needed = p->region == id && tn_map_there(p);
+    while (!needed && (p = tn_map_each(m, p)) != NULL) needed = p->region == id;
     return (nth == 0 ? 64u : 32u - nth) + (needed ? 16u : 0u);
 }
 
@@ -13393,7 +13401,7 @@ static bool tn_map_is_unsafe(const tn_map *m, const tn_flt *flt, const tn_map_pe
 /* The message is complete and everybody who had to go is gone. */
 static void tn_map_finish(tn_map *m, tn_flt *flt, uint64_t now_ms)
 {
-    tn_map_peer *p = m->peers;
+    tn_map_peer *p = NULL;
     bool         unsafe = false;
     if (m->first) {
         tn_map_wants_end(m, now_ms);
@@ -13406,8 +13414,7 @@ static void tn_map_finish(tn_map *m, tn_flt *flt, uint64_t now_ms)
     }
     if (m->first || m->listed) m->peers_missing = m->passed_now;
     tn_map_choose_exit(m);
-    for (; p < m->peers + m->limits.peers; p++) {
-        if (!tn_map_there(p)) continue;
+    while ((p = tn_map_each(m, p)) != NULL) {
         if (tn_map_is_unsafe(m, flt, p)) unsafe = true;
         if ((m->first || (p->flags & TN_MAP_NEW) != 0) && m->region_passed && !m->reread_done &&
             p->region != 0 && tn_map_region_by_id(m, p->region) == NULL) m->reread = true;
@@ -14144,7 +14151,7 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
 }
 
 /* A container ends. */
-static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place)
+static TN_NOINLINE tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place)
 {
     const tn_map_item *w = &m->work.item;
     switch (place) {
@@ -14179,8 +14186,8 @@ static tn_map_result tn_map_exit_place(tn_map *m, tn_flt *flt, unsigned place)
 
 static void tn_map_message_begin(tn_map *m)
 {
-    tn_map_peer *p = m->peers;
-    for (; p < m->peers + m->limits.peers; p++) p->flags &= ~TN_MAP_SEEN;
+    tn_map_peer *p = NULL;
+    while ((p = tn_map_each(m, p)) != NULL) p->flags &= ~TN_MAP_SEEN;
     m->keep_alive = m->listed = m->node_seen = m->dns_seen = m->lock_seen = false;
     m->passed_now      = false;
     m->under_way       = true;
@@ -14210,8 +14217,8 @@ static tn_map_result tn_map_message_end(tn_map *m, tn_flt *flt)
 /* Takes one event of the message. CHANGE: fetch the changes before the next event.
  * PING and BROWSE: look now, it is gone with the next event. ERROR: the stream is
  * of no use. */
-static tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event ev,
-                                 uint64_t now_ms)
+static TN_NOINLINE tn_map_result tn_map_take(tn_map *m, tn_flt *flt, tn_js *js, tn_js_event ev,
+                                             uint64_t now_ms)
 {
     const tn_map_row *row;
     tn_map_result     result = TN_MAP_OK;
@@ -14288,10 +14295,11 @@ enum { TN_NET_PART = 1, TN_NET_FULL = 2 };
 /* Bits of a region's set of probes, one set per address family. */
 enum { TN_NET_SENT = 7, TN_NET_TRIES = 8, TN_NET_GOT = 64, TN_NET_WAITS = 128 };
 
-/* What is known of an address of ours. The first two and FIRST are of this round. */
+/* What is known of an address of ours: first why it is told to others, the most useful
+ * reason first; ONCE, TWICE and FIRST are of this round. */
 enum {
-    TN_NET_ONCE = 1, TN_NET_TWICE = 2, TN_NET_OWN_ONE = 4, TN_NET_MAPPED = 8, TN_NET_STUN = 16,
-    TN_NET_GUESS = 32, TN_NET_FIRST = 64,
+    TN_NET_MAPPED = 1, TN_NET_STUN = 2, TN_NET_OWN_ONE = 4, TN_NET_GUESS = 8,
+    TN_NET_ONCE = 16, TN_NET_TWICE = 32, TN_NET_FIRST = 64,
     TN_NET_KEPT = TN_NET_OWN_ONE | TN_NET_MAPPED,
     TN_NET_TOLD = TN_NET_KEPT | TN_NET_STUN | TN_NET_GUESS
 };
@@ -14312,6 +14320,14 @@ typedef struct tn_net_name {
     uint8_t  ip[20];
 } tn_net_name;
 
+/* A region of the map that may be home. What is by family has IPv4 first. */
+typedef struct tn_net_region {
+    uint16_t id;                            /* 0: free                            */
+    uint16_t ms[2];                         /* by family, the newest; 0: none     */
+    uint16_t least[2];                      /* of this half-window, of the last; 0: none */
+    uint8_t  sets[2];                       /* by family: sent + TRIES * tries + bits */
+} tn_net_region;
+
 typedef struct tn_net {
     uint8_t        news, pending;
     bool           silent, busy, full;      /* a round is under way; of all       */
@@ -14322,9 +14338,8 @@ typedef struct tn_net {
     uint16_t       count, answered, got[2];
     uint16_t       end;                     /* of the round, ms after its start   */
     uint16_t       wait_ms;                 /* from round to round                */
-    tn_latency    *latency;                 /* the newest; for control too        */
-    uint16_t      *least[2];                /* of this half-window and the last; 0: none */
-    uint8_t       *sets;                    /* two per region: sent + TRIES * tries + bits */
+    tn_net_region *regions;
+    uint32_t       clock;                   /* now, in 1,024 ms, for the places   */
     uint64_t       start_ms, last_ms;       /* of this round; end of the last one */
     uint64_t       idle_ms;                 /* sessions were active until then    */
     uint32_t       full_ms, half_ms;        /* end of the last full; window since */
@@ -14355,7 +14370,7 @@ typedef struct tn_net_wish {
 
 static size_t tn_net_memory(uint16_t regions)
 {
-    return (sizeof(tn_latency) + 3 * sizeof(uint16_t)) * regions;
+    return sizeof(tn_net_region) * regions;
 }
 
 static uint32_t tn_net_news(tn_net *n)
@@ -14366,7 +14381,7 @@ static uint32_t tn_net_news(tn_net *n)
 }
 
 /* Wants a round, now or when this one has ended. */
-static void tn_net_trigger(tn_net *n, bool full)
+static TN_NOINLINE void tn_net_trigger(tn_net *n, bool full)
 {
     n->pending |= full ? TN_NET_FULL : TN_NET_PART;
 }
@@ -14411,21 +14426,21 @@ static tn_net_place *tn_net_note(tn_net *n, const tailnet_addr *a)
 }
 
 /* From now on this one is told to others, or still. */
-static TN_NOINLINE void tn_net_tell(tn_net *n, tn_net_place *p, unsigned mark, uint64_t now_ms)
+static TN_NOINLINE void tn_net_tell(tn_net *n, tn_net_place *p, unsigned mark)
 {
     if ((p->marks & TN_NET_TOLD) == 0) n->news |= TN_NET_NEWS_ENDPOINTS;
     p->marks = (uint8_t)(p->marks | mark);
-    p->seen  = (uint32_t)(now_ms >> 10);
+    p->seen  = n->clock;
 }
 
 /* Takes marks away; what nobody vouches for then, or for too long, goes. */
-static void tn_net_sweep(tn_net *n, unsigned marks, uint64_t now_ms)
+static void tn_net_sweep(tn_net *n, unsigned marks)
 {
     tn_net_place *p;
     for (p = n->places; p < n->places + TN_NET_PLACES; p++) {
         unsigned left = p->marks & ~marks;
         if ((left & (TN_NET_KEPT | TN_NET_ONCE)) == 0 &&
-            ((left & TN_NET_TOLD) == 0 || (uint32_t)(now_ms >> 10) - p->seen >= TN_NET_CACHE)) {
+            ((left & TN_NET_TOLD) == 0 || n->clock - p->seen >= TN_NET_CACHE)) {
             if ((p->marks & TN_NET_TOLD) != 0) n->news |= TN_NET_NEWS_ENDPOINTS;
             p->family = 0;
             left      = 0;
@@ -14441,8 +14456,8 @@ static void tn_net_forget(tn_net *n)
     n->varies  = 0;
     n->pending = TN_NET_FULL;
     n->last_ms = TN_NEVER;
-    tn_net_sweep(n, 255u - TN_NET_OWN_ONE, 0);
-    memset(n->latency, 0, tn_net_memory(n->count));
+    tn_net_sweep(n, 255u - TN_NET_OWN_ONE);
+    memset(n->regions, 0, tn_net_memory(n->count));
     memset(n->names, 0, sizeof n->names);
 }
 
@@ -14450,11 +14465,8 @@ static void tn_net_forget(tn_net *n)
 static void tn_net_init(tn_net *n, uint16_t regions, void *memory, const uint8_t secret[16])
 {
     memset(n, 0, sizeof *n);
-    n->latency  = (tn_latency *)memory;
-    n->least[0] = (uint16_t *)(void *)(n->latency + regions);
-    n->least[1] = n->least[0] + regions;
-    n->sets     = (uint8_t *)(n->least[1] + regions);
-    n->count    = regions;
+    n->regions = (tn_net_region *)memory;
+    n->count   = regions;
     n->silent  = true;
     n->have    = 1;
     memcpy(n->secret, secret, sizeof n->secret);
@@ -14468,6 +14480,7 @@ static void tn_net_network(tn_net *n, const tailnet_network *network, uint64_t n
     tn_net_place       *p;
     unsigned            own = 0;
 
+    n->clock = (uint32_t)(now_ms >> 10);
     tn_net_trigger(n, false);
     if (network->changed || network->down) tn_net_forget(n);
     n->have       = a == end;
@@ -14480,23 +14493,24 @@ static void tn_net_network(tn_net *n, const tailnet_network *network, uint64_t n
             n->have |= six ? 2 : 1;
         if (!six && network->port_fixed) n->guess_port = a->port;
         if (a->port == 0 || own == TN_NET_OWN || (p = tn_net_note(n, a)) == NULL) continue;
-        tn_net_tell(n, p, TN_NET_OWN_ONE, now_ms);
+        tn_net_tell(n, p, TN_NET_OWN_ONE);
         own++;
     }
-    tn_net_sweep(n, 0, now_ms);
+    tn_net_sweep(n, 0);
 }
 
 /* The router maps this address to us; NULL: none any more, but others may know it yet. */
-static void tn_net_mapped(tn_net *n, const tailnet_addr *external, uint64_t now_ms)
+static TN_MAYBE_UNUSED void tn_net_mapped(tn_net *n, const tailnet_addr *external, uint64_t now_ms)
 {
     tn_net_place *p;
+    n->clock = (uint32_t)(now_ms >> 10);
     for (p = n->places; p < n->places + TN_NET_PLACES; p++)
         if ((p->marks & TN_NET_MAPPED) != 0) {
-            tn_net_tell(n, p, TN_NET_STUN, now_ms);
+            tn_net_tell(n, p, TN_NET_STUN);
             p->marks ^= TN_NET_MAPPED;
         }
     if (external != NULL && (p = tn_net_note(n, external)) != NULL)
-        tn_net_tell(n, p, TN_NET_MAPPED, now_ms);
+        tn_net_tell(n, p, TN_NET_MAPPED);
     tn_net_trigger(n, false);
 }
 
@@ -14505,56 +14519,43 @@ static void tn_net_mapped(tn_net *n, const tailnet_addr *external, uint64_t now_
  * types: as in tailcfg.EndpointType. They age only when a report ends, with news. */
 static size_t tn_net_list(const tn_net *n, tailnet_addr *out, uint8_t *types, size_t cap)
 {
-    /* by rank: which marks, none of which before it, and the type */
-    static const uint8_t order[4][3] = {
-        { TN_NET_MAPPED, 0, 3 },
-        { TN_NET_STUN, TN_NET_MAPPED, 2 },
-        { TN_NET_OWN_ONE, TN_NET_MAPPED | TN_NET_STUN, 1 },
-        { TN_NET_GUESS, TN_NET_KEPT | TN_NET_STUN, 4 }
-    };
-    const tn_net_place *p;
-    size_t              count = 0;
-    unsigned            rank;
+    static const uint8_t type[4] = { 3, 2, 1, 4 };
+    uint32_t             last    = (uint32_t)(n->last_ms >> 10);
+    const tn_net_place  *p;
+    size_t               count = 0;
+    unsigned             rank;
     if (n->silent) return 0;
     for (rank = 0; rank < 8; rank++) {
-        const uint8_t *o = order[rank & 3];
+        unsigned mark = 1u << (rank & 3);   /* this one, and none before it       */
         for (p = n->places; p < n->places + TN_NET_PLACES && count < cap; p++) {
-            bool old = (p->marks & TN_NET_KEPT) == 0 && p->seen < (uint32_t)(n->last_ms >> 10);
-            if ((p->marks & o[0]) == 0 || (p->marks & o[1]) != 0 || old != (rank > 3)) continue;
-            memset(&out[count], 0, sizeof out[count]);
-            memcpy(out[count].ip, p->ip, sizeof p->ip);
-            out[count].family = p->family;
-            out[count].port   = p->port;
-            types[count++]    = o[2];
+            bool old = (p->marks & TN_NET_KEPT) == 0 && p->seen < last;
+            if ((p->marks & (2 * mark - 1)) != mark || old != (rank > 3)) continue;
+            memset(out, 0, sizeof *out);
+            memcpy(out->ip, p->ip, sizeof p->ip);
+            out->family    = p->family;
+            out++->port    = p->port;
+            types[count++] = type[rank & 3];
         }
     }
     return count;
 }
 
-static size_t tn_net_endpoints(const tn_net *n, uint64_t now_ms, tailnet_addr *out,
-                               uint8_t *types, size_t cap)
-{
-    (void)now_ms;
-    return tn_net_list(n, out, types, cap);
-}
-
 /* ---- a round ---- */
 
-/* Latency of a region by its two sets, 0: none. got: GOT for what this round brought, 0
- * for the last known. */
-static uint32_t tn_net_latency(const tn_net *n, unsigned i, unsigned got)
+/* Latency of a region, 0: none. got: GOT for what this round brought, 0 for the last
+ * known. */
+static uint32_t tn_net_latency(const tn_net_region *g, unsigned got)
 {
-    uint32_t v4 = (n->sets[2 * i] & got) == got ? n->latency[i].v4_ms : 0u;
-    uint32_t v6 = (n->sets[2 * i + 1] & got) == got ? n->latency[i].v6_ms : 0u;
+    uint32_t v4 = (g->sets[0] & got) == got ? g->ms[0] : 0u;
+    uint32_t v6 = (g->sets[1] & got) == got ? g->ms[1] : 0u;
     return v4 - 1u < v6 - 1u ? v4 : v6;     /* 0 becomes the largest              */
 }
 
-/* A set s, of region s / 2 and family s % 2, is over. ms 0: without an answer. */
-static void tn_net_close(tn_net *n, unsigned s, unsigned ms)
+/* A set is over. ms 0: without an answer. */
+static void tn_net_close(tn_net_region *g, unsigned six, unsigned ms)
 {
-    n->sets[s] = ms != 0 ? TN_NET_GOT : 0;
-    if (s % 2 == 0) n->latency[s / 2].v4_ms = (uint16_t)ms;
-    else            n->latency[s / 2].v6_ms = (uint16_t)ms;
+    g->sets[six] = ms != 0 ? TN_NET_GOT : 0;
+    g->ms[six]   = (uint16_t)ms;
 }
 
 /* May a region of the map be measured, and be home? */
@@ -14566,49 +14567,58 @@ static bool tn_net_counts(const tn_map_region *g)
 /* Makes the list of regions that of the map. */
 static void tn_net_sync(tn_net *n, const tn_map *map)
 {
-    const tn_map_region *g;
-    unsigned             i, k;
-    for (i = 0; i < n->count; i++) {
-        if (tn_net_counts(tn_map_region_by_id(map, n->latency[i].region))) continue;
-        memset(&n->latency[i], 0, sizeof n->latency[i]);
-        n->least[0][i] = n->least[1][i] = 0;
-    }
-    for (k = 0; (g = tn_map_region_at(map, k)) != NULL; k++) {
-        unsigned slot = n->count;
-        if (!tn_net_counts(g)) continue;
-        for (i = n->count; i != 0 && n->latency[i - 1].region != g->id; i--)
-            if (n->latency[i - 1].region == 0) slot = i - 1;
-        if (i == 0 && slot < n->count) n->latency[slot].region = g->id;
+    const tn_map_region *of_map;
+    tn_net_region       *g, *spare, *end = n->regions + n->count;
+    unsigned             k;
+    for (g = n->regions; g < end; g++)
+        if (!tn_net_counts(tn_map_region_by_id(map, g->id))) memset(g, 0, sizeof *g);
+    for (k = 0; (of_map = tn_map_region_at(map, k)) != NULL; k++) {
+        if (!tn_net_counts(of_map)) continue;
+        spare = NULL;
+        for (g = n->regions; g < end && g->id != of_map->id; g++)
+            if (g->id == 0 && spare == NULL) spare = g;
+        if (g == end && spare != NULL) spare->id = of_map->id;
     }
 }
 
-/* How often a set asks in this round: three times, or by how near the region was the
- * last time (netcheck.go, makeProbePlan). */
-static unsigned tn_net_tries(const tn_net *n, unsigned s, uint16_t home)
+/* How often a region is asked in this round: three times, or by how near it was the last
+ * time (netcheck.go, makeProbePlan). */
+static unsigned tn_net_tries(const tn_net *n, const tn_net_region *g, uint16_t home)
 {
-    uint32_t own = tn_net_latency(n, s / 2, 0) - 1u, it;
-    unsigned i, nearer = 0, tries;
-    if ((n->have >> s % 2 & 1) == 0 || n->latency[s / 2].region == 0) return 0;
+    uint32_t             own = tn_net_latency(g, 0) - 1u, it;
+    unsigned             nearer = 0;
+    const tn_net_region *o;
+    if (g->id == 0) return 0;
     if (n->full) return 3;
-    for (i = 0; i < n->count; i++) {
-        it = tn_net_latency(n, i, 0) - 1u;
-        if (n->latency[i].region != 0 && (it < own || (it == own && i < s / 2))) nearer++;
+    if (g->id == home) return 4;
+    for (o = n->regions; o < n->regions + n->count; o++) {
+        it = tn_net_latency(o, 0) - 1u;
+        if (o->id != 0 && (it < own || (it == own && o < g))) nearer++;
     }
-    tries = n->latency[s / 2].region == home ? 4 : nearer < 2 ? 2 : nearer == 2;
-    if (s % 2 == 0 || (n->ip6 && (tries != 1 || !n->ip4))) return tries;
+    return nearer < 2 ? 2 : nearer == 2;
+}
+
+/* The same by IPv6. */
+static unsigned tn_net_tries6(const tn_net *n, unsigned tries)
+{
+    if (n->full || (n->ip6 && (tries != 1 || !n->ip4))) return tries;
     return !n->ip6 && tries > 1;
 }
 
 static void tn_net_begin(tn_net *n, const tn_net_world *x, uint64_t now_ms)
 {
-    unsigned s;
+    tn_net_region *g;
+    unsigned       s;
     n->full = n->pending >= TN_NET_FULL || (uint32_t)now_ms - n->full_ms >= TN_NET_FULL_MS;
     for (s = 0; s < TN_NET_NAMES; s++)      /* look up anew: what is old, or no answer came */
         if (n->full || (n->names[s].state & TN_NET_ASKED) != 0)
             memset(&n->names[s], 0, sizeof n->names[s]);
     tn_net_sync(n, x->map);
-    for (s = 0; s < 2u * n->count; s++)
-        n->sets[s] = (uint8_t)(TN_NET_TRIES * tn_net_tries(n, s, x->home));
+    for (g = n->regions; g < n->regions + n->count; g++) {
+        unsigned tries = tn_net_tries(n, g, x->home);
+        g->sets[0] = (uint8_t)(TN_NET_TRIES * tries * (n->have & 1));
+        g->sets[1] = (uint8_t)(TN_NET_TRIES * tn_net_tries6(n, tries) * (n->have >> 1));
+    }
     n->busy       = true;
     n->pending    = n->varies_now = 0;
     n->answered   = n->got[0] = n->got[1] = 0;
@@ -14620,8 +14630,9 @@ static void tn_net_begin(tn_net *n, const tn_net_world *x, uint64_t now_ms)
  * or waits. */
 static uint32_t tn_net_due(const tn_net *n, unsigned s)
 {
-    unsigned set = n->sets[s], k = set & TN_NET_SENT;
-    uint32_t at = 0, step = tn_net_latency(n, s / 2, 0) * 6u / 5u;
+    const tn_net_region *g = &n->regions[s / 2];
+    unsigned set = g->sets[s % 2], k = set & TN_NET_SENT;
+    uint32_t at = 0, step = tn_net_latency(g, 0) * 6u / 5u;
 
     if (set < TN_NET_TRIES || set >= TN_NET_GOT) return TN_NET_NEVER;
     if (k == set / TN_NET_TRIES) {
@@ -14640,7 +14651,7 @@ static uint32_t tn_net_next(const tn_net *n)
     uint32_t at = n->end, due;
     unsigned s, open = 0;
     for (s = 0; s < 2u * n->count; s++) {
-        open |= n->sets[s] % TN_NET_GOT;
+        open |= n->regions[s / 2].sets[s % 2] % TN_NET_GOT;
         due   = tn_net_due(n, s);
         if (due < at) at = due;
     }
@@ -14691,7 +14702,7 @@ static bool tn_net_where(tn_net *n, const tn_map *map, unsigned s, unsigned k, t
 
     memset(wish, 0, sizeof *wish);
     for (turn = 0; turn < 64; turn++) {     /* 4 tries, 16 relays                 */
-        g = tn_map_region_node(map, n->latency[s / 2].region, turn & TN_MAP_REGION_NTH);
+        g = tn_map_region_node(map, n->regions[s / 2].id, turn & TN_MAP_REGION_NTH);
         if (g == NULL || g->stun_port == 0 ||
             (g->flags & (unsigned)TN_MAP_REGION_NO4 << s % 2) != 0 || k-- != 0) continue;
         host = tn_map_region_host(g);
@@ -14710,16 +14721,17 @@ static bool tn_net_where(tn_net *n, const tn_map *map, unsigned s, unsigned k, t
 static bool tn_net_probe(tn_net *n, const tn_map *map, unsigned s, uint64_t now_ms,
                          tn_net_wish *wish)
 {
-    uint8_t *set = &n->sets[s], id[12];
-    unsigned sent = *set & TN_NET_SENT;
-    tn_wr    w;
+    tn_net_region *g   = &n->regions[s / 2];
+    uint8_t       *set = &g->sets[s % 2], id[12];
+    unsigned       sent = *set & TN_NET_SENT;
+    tn_wr          w;
 
-    if (tn_net_latency(n, s / 2, TN_NET_GOT) != 0 && n->got[s % 2] >= 2 - s % 2) {
+    if (tn_net_latency(g, TN_NET_GOT) != 0 && n->got[s % 2] >= 2 - s % 2) {
         *set = 0;
         return false;
     }
     if (sent == *set / TN_NET_TRIES) {
-        tn_net_close(n, s, 0);
+        tn_net_close(g, s % 2, 0);
         return false;
     }
     if (!tn_net_where(n, map, s, sent, wish)) {
@@ -14727,7 +14739,7 @@ static bool tn_net_probe(tn_net *n, const tn_map *map, unsigned s, uint64_t now_
         return wish->host != NULL;
     }
     if (wish->to.family == 0) {
-        tn_net_close(n, s, 0);
+        tn_net_close(g, s % 2, 0);
         return false;
     }
     (*set)++;
@@ -14740,49 +14752,48 @@ static bool tn_net_probe(tn_net *n, const tn_map *map, unsigned s, uint64_t now_
 
 /* What this round has shown of our addresses. Behind a hard NAT a person may have opened
  * the port that we use ourselves: worth a guess. */
-static void tn_net_settle(tn_net *n, uint64_t now_ms)
+static void tn_net_settle(tn_net *n)
 {
     tn_net_place *p;
     tailnet_addr  guess;
     memset(&guess, 0, sizeof guess);
     for (p = n->places; p < n->places + TN_NET_PLACES; p++) {
         if ((p->marks & (TN_NET_FIRST | TN_NET_TWICE)) != 0)
-            tn_net_tell(n, p, TN_NET_STUN, now_ms);
+            tn_net_tell(n, p, TN_NET_STUN);
         if ((p->marks & TN_NET_FIRST) == 0 || p->family != 4) continue;
         guess.family = 4;
         guess.port   = n->guess_port;
         memcpy(guess.ip, p->ip, 4);
     }
     if (n->varies == 2 && guess.port != 0 && (p = tn_net_note(n, &guess)) != NULL)
-        tn_net_tell(n, p, TN_NET_GUESS, now_ms);
-    tn_net_sweep(n, TN_NET_ONCE | TN_NET_TWICE | TN_NET_FIRST, now_ms);
+        tn_net_tell(n, p, TN_NET_GUESS);
+    tn_net_sweep(n, TN_NET_ONCE | TN_NET_TWICE | TN_NET_FIRST);
 }
 
 static void tn_net_finish(tn_net *n, uint64_t now_ms, uint32_t luck)
 {
-    uint32_t halves;
-    unsigned i;
+    uint32_t       halves, ms;
+    unsigned       six;
+    tn_net_region *g;
     if (n->last_ms == TN_NEVER) n->half_ms = (uint32_t)now_ms;
     halves      = ((uint32_t)now_ms - n->half_ms) / (uint32_t)TN_NET_HALF_MS;
     n->half_ms += halves * (uint32_t)TN_NET_HALF_MS;
-    if (halves > 2) halves = 2;
-    while (halves-- != 0) {
-        uint16_t *old = n->least[1];
-        n->least[1]   = n->least[0];
-        n->least[0]   = old;
-        memset(old, 0, n->count * sizeof *old);
-    }
-    for (i = 0; i < 2u * n->count; i++)
-        if (n->sets[i] % TN_NET_GOT != 0) tn_net_close(n, i, 0);
-    for (i = 0; i < n->count; i++) {
-        uint32_t ms = tn_net_latency(n, i, TN_NET_GOT);
-        if (ms - 1u < n->least[0][i] - 1u) n->least[0][i] = (uint16_t)ms;
+    for (g = n->regions; g < n->regions + n->count; g++) {
+        if (halves != 0) {
+            g->least[1] = halves > 1 ? (uint16_t)0 : g->least[0];
+            g->least[0] = 0;
+        }
+        for (six = 0; six < 2; six++)
+            if (g->sets[six] % TN_NET_GOT != 0) tn_net_close(g, six, 0);
+        ms = tn_net_latency(g, TN_NET_GOT);
+        if (ms - 1u < g->least[0] - 1u) g->least[0] = (uint16_t)ms;
     }
     n->ip4 = n->got[0] != 0;
     n->ip6 = n->got[1] != 0;
     n->udp = n->ip4 || n->ip6;
     if (n->varies_now != 0) n->varies = n->varies_now;
-    tn_net_settle(n, now_ms);
+    n->clock = (uint32_t)(now_ms >> 10);
+    tn_net_settle(n);
     n->busy    = false;
     n->last_ms = now_ms;
     if (n->full) n->full_ms = (uint32_t)now_ms;
@@ -14798,8 +14809,8 @@ static uint64_t tn_net_periodic(const tn_net *n, const tn_net_world *x)
 }
 
 /* In poll: call and do the wish until it is false. luck: any random number. */
-static bool tn_net_step(tn_net *n, const tn_net_world *x, uint64_t now_ms, uint32_t luck,
-                        tn_net_wish *wish)
+static TN_NOINLINE bool tn_net_step(tn_net *n, const tn_net_world *x, uint64_t now_ms,
+                                    uint32_t luck, tn_net_wish *wish)
 {
     unsigned s;
     uint32_t t;
@@ -14843,12 +14854,12 @@ static bool tn_net_resolved(tn_net *n, uint32_t query, const tailnet_addr *addrs
         memcpy(e->ip + (addrs->family == 6 ? 4 : 0), addrs->ip, tn_ip_len(addrs->family));
         e->state = (uint8_t)(e->state | has);
     }
-    for (s = 0; s < 2u * n->count; s++) n->sets[s] &= TN_NET_WAITS - 1;
+    for (s = 0; s < 2u * n->count; s++) n->regions[s / 2].sets[s % 2] &= TN_NET_WAITS - 1;
     return true;
 }
 
 /* Somebody saw us under this address. */
-static void tn_net_saw(tn_net *n, const tailnet_addr *a, bool first)
+static TN_NOINLINE void tn_net_saw(tn_net *n, const tailnet_addr *a, bool first)
 {
     tn_net_place *p     = tn_net_note(n, a);
     unsigned      marks = p == NULL ? 0u : p->marks;
@@ -14866,10 +14877,10 @@ static void tn_net_hurry(tn_net *n, uint64_t now_ms)
     uint32_t most = 0, at = (uint32_t)(now_ms - n->start_ms), ms;
     unsigned i;
     for (i = 0; i < n->count; i++) {
-        ms = tn_net_latency(n, i, TN_NET_GOT);
+        ms = tn_net_latency(&n->regions[i], TN_NET_GOT);
         if (ms > most) most = ms;
         ms = 2u * TN_NET_GAP_MS * i;
-        if (n->full && n->latency[i].region != 0 && ms > at) at = ms;
+        if (n->full && n->regions[i].id != 0 && ms > at) at = ms;
     }
     at += n->full ? 2 * most : most;
     if (at < n->end) n->end = (uint16_t)at;
@@ -14877,12 +14888,13 @@ static void tn_net_hurry(tn_net *n, uint64_t now_ms)
 
 /* A datagram that looks like STUN. True: the answer to a probe of ours. Where it came
  * from does not matter (stun.go). */
-static bool tn_net_input(tn_net *n, const uint8_t *data, size_t len, uint64_t now_ms)
+static TN_NOINLINE bool tn_net_input(tn_net *n, const uint8_t *data, size_t len, uint64_t now_ms)
 {
-    uint8_t      id[12], want[12];
-    tailnet_addr seen;
-    unsigned     s;
-    uint16_t     ms;
+    uint8_t        id[12], want[12];
+    tailnet_addr   seen;
+    unsigned       s;
+    uint16_t       ms;
+    tn_net_region *g;
 
     if (!n->busy || !tn_stun_id(data, len, id)) return false;
     memcpy(want, id, 4);
@@ -14893,9 +14905,10 @@ static bool tn_net_input(tn_net *n, const uint8_t *data, size_t len, uint64_t no
         tn_stun_parse(data, len, want, &seen) != TAILNET_OK || seen.family != 4 + s % 2 * 2 ||
         seen.port == 0)
         return false;
-    if ((n->sets[s] & TN_NET_GOT) != 0) return true;
-    if (tn_net_latency(n, s / 2, TN_NET_GOT) == 0) n->answered++;
-    tn_net_close(n, s, ms == 0 ? 1 : ms);
+    g = &n->regions[s / 2];
+    if ((g->sets[s % 2] & TN_NET_GOT) != 0) return true;
+    if (tn_net_latency(g, TN_NET_GOT) == 0) n->answered++;
+    tn_net_close(g, s % 2, ms == 0 ? 1 : ms);
     tn_net_saw(n, &seen, n->got[s % 2]++ == 0);
     if (n->answered == TN_NET_ENOUGH) tn_net_hurry(n, now_ms);
     return true;
@@ -14906,20 +14919,20 @@ static bool tn_net_input(tn_net *n, const uint8_t *data, size_t len, uint64_t no
 /* After a report: the region that should be home by it; 0: it does not say. An old home
  * stays unless the new one is clearly nearer (netcheck.go,
  * addReportHistoryAndSetPreferredDERP). Among equals the lowest number. */
-static uint16_t tn_net_prefer(const tn_net *n, const tn_net_world *x, uint64_t now_ms)
+static TN_NOINLINE uint16_t tn_net_prefer(const tn_net *n, const tn_net_world *x, uint64_t now_ms)
 {
     uint32_t since = x->heard_ms == 0 ? (uint32_t)TN_NET_NEVER : (uint32_t)(now_ms - x->heard_ms);
     bool     heard = since <= TN_NET_HEARD_MS || since <= (uint32_t)(now_ms - n->start_ms);
     uint32_t best = 0, home_now = 0;
     uint16_t pref = 0;
-    unsigned i;
+    const tn_net_region *g;
 
-    for (i = 0; i < n->count; i++) {
-        uint16_t id    = n->latency[i].region;
-        uint32_t score = tn_map_region_score(x->map, id), least = n->least[0][i];
-        uint32_t ms    = tn_net_latency(n, i, TN_NET_GOT) * score;
+    for (g = n->regions; g < n->regions + n->count; g++) {
+        uint16_t id    = g->id;
+        uint32_t score = tn_map_region_score(x->map, id), least = g->least[0];
+        uint32_t ms    = tn_net_latency(g, TN_NET_GOT) * score;
         if (ms == 0) continue;
-        if (n->least[1][i] - 1u < least - 1u) least = n->least[1][i];
+        if (g->least[1] - 1u < least - 1u) least = g->least[1];
         least *= score;
         if (id == x->home) home_now = ms;
         if (pref != 0 && (least > best || (least == best && id > pref))) continue;
@@ -15657,11 +15670,11 @@ static const uint8_t tn_relay_arrows[7] = {
     /* CLOSING */ 1u << TN_RELAY_WAIT | 1u << TN_RELAY_IDLE
 };
 
-/* OPENING: the link room has its own, shorter limits; this one is a net. OPEN: see
- * derp_client.go, Recv. The states without a limit have 0. */
-static const uint32_t tn_relay_patience_ms[7] = {
-    /* IDLE */ 0, /* WAIT */ 0, /* OPENING */ 60000ul, /* UPGRADE */ 10000, /* LOGIN */ 10000,
-    /* OPEN */ TN_RELAY_DEAD_MS, /* CLOSING */ 0
+/* In seconds. OPENING: the link room has its own, shorter limits; this one is a net. OPEN:
+ * see derp_client.go, Recv. The states without a limit have 0. */
+static const uint8_t tn_relay_patience_s[7] = {
+    /* IDLE */ 0, /* WAIT */ 0, /* OPENING */ 60, /* UPGRADE */ 10, /* LOGIN */ 10,
+    /* OPEN */ TN_RELAY_DEAD_MS / 1000, /* CLOSING */ 0
 };
 
 static void tn_relay_init(tn_relay *r, tn_relay_link *links, tn_relay_store *stores,
@@ -15678,11 +15691,11 @@ static void tn_relay_init(tn_relay *r, tn_relay_link *links, tn_relay_store *sto
 }
 
 /* The only place where state changes. WAIT's deadline is set by its callers. */
-static void tn_relay_enter(tn_relay_link *l, tn_relay_state next, uint32_t now)
+static TN_NOINLINE void tn_relay_enter(tn_relay_link *l, tn_relay_state next, uint32_t now)
 {
     TAILNET_ASSERT((tn_relay_arrows[l->state] >> next & 1u) != 0);
     l->state       = next;
-    l->deadline_ms = now + tn_relay_patience_ms[next];
+    l->deadline_ms = now + (uint32_t)tn_relay_patience_s[next] * 1000u;
     if (next != TN_RELAY_OPENING && next != TN_RELAY_UPGRADE && next != TN_RELAY_LOGIN &&
         next != TN_RELAY_OPEN) {
         l->due    &= TN_RELAY_DUE_LETTER;
@@ -15937,7 +15950,7 @@ typedef struct tn_relay_wish {
     uint16_t    region;
 } tn_relay_wish;
 
-static bool tn_relay_is_guest(const tn_relay *r, const tn_relay_link *l)
+static TN_NOINLINE bool tn_relay_is_guest(const tn_relay *r, const tn_relay_link *l)
 {
     uint16_t target = tn_relay_target(l);
     return target != r->home && target != r->wanted;
@@ -16014,7 +16027,7 @@ static uint32_t tn_relay_sooner(const tn_relay *r, uint32_t when, uint32_t least
 }
 
 /* When tn_relay_step, tn_relay_choose or tn_relay_write have to be called. */
-static uint64_t tn_relay_deadline(const tn_relay *r)
+static TN_NOINLINE uint64_t tn_relay_deadline(const tn_relay *r)
 {
     uint32_t in = UINT32_MAX;
     unsigned i;
@@ -16183,18 +16196,19 @@ static bool tn_relay_server_info(tn_derp *d, const tn_derp_event *ev, uint64_t n
 {
     tn_js       js;
     tn_js_event e;
-    int64_t     value, per_second = 0, burst = 0;
+    int64_t     value;
+    uint32_t    per_second = 0, burst = 0, it;
 
     tn_js_init(&js);
     tn_js_feed(&js, ev->data, ev->len);
     while ((e = tn_js_next(&js)) > TN_JS_MORE) {
         if (e != TN_JS_NUMBER || js.depth != 1 || !tn_js_int(&js, &value) || value < 0) continue;
-        if (value > (int64_t)0xffffffffl) value = (int64_t)0xffffffffl;
-        if (tn_js_is_key(&js, "TokenBucketBytesPerSecond")) per_second = value;
-        if (tn_js_is_key(&js, "TokenBucketBytesBurst"))     burst = value;
+        it = (uint64_t)value >> 32 != 0 ? UINT32_MAX : (uint32_t)value;
+        if (tn_js_is_key(&js, "TokenBucketBytesPerSecond")) per_second = it;
+        if (tn_js_is_key(&js, "TokenBucketBytesBurst"))     burst = it;
     }
     if (e == TN_JS_ERROR || !tn_js_done(&js)) return false;
-    tn_derp_limit(d, (uint32_t)per_second, (uint32_t)burst, now_ms);
+    tn_derp_limit(d, per_second, burst, now_ms);
     return true;
 }
 
@@ -16432,7 +16446,7 @@ static TN_NOINLINE tailnet_result tn_relay_post(tn_relay *r, unsigned slot, tn_w
 }
 
 /* A packet of this peer came in by that slot. */
-static void tn_relay_learn(tn_relay *r, size_t peer, unsigned slot)
+static TN_NOINLINE void tn_relay_learn(tn_relay *r, size_t peer, unsigned slot)
 {
     if (peer < r->peers) r->via[peer] = (uint8_t)(slot + 1);
 }
@@ -16851,7 +16865,7 @@ static bool tn_ctl_target_of(tn_ctl_target *t, const tn_ctl_world *x)
 
 /* ---- state, trouble, and the way out of it ---- */
 
-static void tn_ctl_enter(tn_ctl *c, tn_ctl_state next, uint64_t deadline_ms)
+static TN_NOINLINE void tn_ctl_enter(tn_ctl *c, tn_ctl_state next, uint64_t deadline_ms)
 {
     TAILNET_ASSERT((tn_ctl_arrows[c->state] >> next & 1u) != 0);
     c->state       = next;
@@ -17241,6 +17255,24 @@ static void tn_ctl_upgrade_failed(tn_ctl *c, tn_ctl_world *x, tailnet_result why
     tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, why), detail);
 }
 
+/* There is no login page, or no more. */
+static void tn_ctl_no_page(tn_ctl *c)
+{
+    c->url_len = 0;
+    c->url[0]  = '\0';
+}
+
+/* Makes a node key to try. False: there is no randomness. */
+static bool tn_ctl_fresh_key(tn_ctl *c, tn_ctl_world *x)
+{
+    uint8_t fresh[32];
+    bool    ok = tn_rim_random(x->rim, fresh, sizeof fresh);
+    if (ok) tn_key_state_try(x->keys, fresh);
+    tn_wipe(fresh, sizeof fresh);
+    c->news |= TN_CTL_NEWS_SAVE;
+    return ok;
+}
+
 /* Begins a registration on the present connection. */
 static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
 {
@@ -17253,27 +17285,29 @@ static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
     c->line.pinged           = false;
 }
 
+/* The request on this stream, 0: a free place; or NULL. */
 static tn_ctl_asked *tn_ctl_asked_on(tn_ctl *c, uint32_t stream)
 {
-    unsigned i;
-    for (i = 0; i < TN_CTL_STREAMS; i++)
-        if (c->line.asked[i].stream == stream && stream != 0) return &c->line.asked[i];
+    tn_ctl_asked *q = c->line.asked;
+    for (; q < c->line.asked + TN_CTL_STREAMS; q++)
+        if (q->stream == stream) return q;
     return NULL;
 }
 
 static tn_ctl_asked *tn_ctl_asking(tn_ctl *c, tn_ctl_kind kind)
 {
-    unsigned i;
-    for (i = 0; i < TN_CTL_STREAMS; i++)
-        if (c->line.asked[i].stream != 0 && c->line.asked[i].kind == kind) return &c->line.asked[i];
+    tn_ctl_asked *q = c->line.asked;
+    for (; q < c->line.asked + TN_CTL_STREAMS; q++)
+        if (q->stream != 0 && q->kind == kind) return q;
     return NULL;
 }
 
 /* Lets a stream go, whatever it was for; 0 is none. */
 static void tn_ctl_drop(tn_ctl *c, uint32_t stream)
 {
-    tn_ctl_asked *q = tn_ctl_asked_on(c, stream);
+    tn_ctl_asked *q;
     if (stream == 0) return;
+    q = tn_ctl_asked_on(c, stream);
     tn_h2_cancel(&c->u.h2, stream, TN_H2_CANCEL);
     if (q != NULL) memset(q, 0, sizeof *q);
     if (c->line.rq.stream == stream) c->line.rq.stream = 0;
@@ -17321,7 +17355,7 @@ static void tn_ctl_read_upgrade(tn_ctl *c, tn_ctl_world *x)
             if (tn_ctl_pull(c, x, want) == 0) return;
             continue;
         }
-        r = tn_nz_finish(&c->nz, x->keys->machine, c->in, tn_nz_whole(c->in, c->line.in_len));
+        r = tn_nz_finish(&c->nz, x->keys->machine, c->in, c->line.in_len);
         c->line.in_len = 0;
         if (r == TAILNET_OK) tn_ctl_connected(c, x);
         else                 tn_ctl_upgrade_failed(c, x, r, 0);
@@ -17341,7 +17375,7 @@ static bool tn_ctl_next_record(tn_ctl *c, tn_ctl_world *x)
             if (tn_ctl_pull(c, x, want) == 0) return false;
             continue;
         }
-        r = tn_nz_open(&c->nz, c->in, tn_nz_whole(c->in, c->line.in_len), &text, &len);
+        r = tn_nz_open(&c->nz, c->in, c->line.in_len, &text, &len);
         if (r != TAILNET_OK) {
             tn_ctl_fail(c, x, TN_CTL_WHAT(NOISE, r), 0);
             return false;
@@ -17434,8 +17468,7 @@ static void tn_ctl_registered(tn_ctl *c, tn_ctl_world *x)
     tn_copy_key(x->keys->server, c->server_key);
     x->keys->has_server = true;
     if (c->url_len != 0) c->news |= TN_CTL_NEWS_LOGIN;
-    c->url_len = 0;
-    c->url[0]  = '\0';
+    tn_ctl_no_page(c);
     c->want_login = c->expired_once = c->refused = false;
     c->news |= TN_CTL_NEWS_SAVE | TN_CTL_NEWS_STATE;
     tn_ctl_well(c);
@@ -17445,19 +17478,15 @@ static void tn_ctl_registered(tn_ctl *c, tn_ctl_world *x)
 /* The server wants another node key: make one, and ask once more. */
 static void tn_ctl_rotate(tn_ctl *c, tn_ctl_world *x)
 {
-    uint8_t fresh[32];
     if (c->expired_once) {
         c->slow = true;
         tn_ctl_fail_status(c, x, 0);
         return;
     }
     c->expired_once = true;
-    if (!tn_rim_random(x->rim, fresh, sizeof fresh)) return;
-    tn_key_state_try(x->keys, fresh);
-    tn_wipe(fresh, sizeof fresh);
-    c->url_len = 0;                         /* the page, if any, was for the other key */
-    c->url[0]  = '\0';
-    c->news |= TN_CTL_NEWS_SAVE | TN_CTL_NEWS_LOGIN;
+    if (!tn_ctl_fresh_key(c, x)) return;
+    tn_ctl_no_page(c);                      /* the page, if any, was for the other key */
+    c->news |= TN_CTL_NEWS_LOGIN;
     tn_ctl_register(c, x);
 }
 
@@ -17505,17 +17534,12 @@ static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status)
 /* The node is signed out on the server: its key is worth nothing any more. */
 static void tn_ctl_logged_out(tn_ctl *c, tn_ctl_world *x)
 {
-    uint8_t fresh[32];
     x->keys->has_server = false;
     tn_key_state_drop(x->keys);
-    if (tn_rim_random(x->rim, fresh, sizeof fresh)) {
-        tn_key_state_try(x->keys, fresh);
-        tn_key_state_took(x->keys);
-    }
-    tn_wipe(fresh, sizeof fresh);
+    if (tn_ctl_fresh_key(c, x)) tn_key_state_took(x->keys);
     c->want_logout = false;
     c->up          = false;
-    c->news |= TN_CTL_NEWS_OUT | TN_CTL_NEWS_SAVE | TN_CTL_NEWS_KEY;
+    c->news |= TN_CTL_NEWS_OUT | TN_CTL_NEWS_KEY;
 }
 
 /* A map request was refused. */
@@ -17700,6 +17724,7 @@ static void tn_ctl_response(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
         c->line.message_open = c->line.fed = false;
         tn_map_stream(x->map, x->flt);
     }
+    if (ev->end) tn_ctl_finish(c, x, q);
 }
 
 static void tn_ctl_reset(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
@@ -17718,38 +17743,31 @@ static void tn_ctl_reset(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
 }
 
 /* One HTTP/2 event. */
-static tn_ctl_turn tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind, tn_h2_event *ev)
+static void tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind, const tn_h2_event *ev)
 {
-    tn_ctl_asked *q;
-    if (kind == TN_H2_RESPONSE) tn_ctl_response(c, x, ev);
-    if (kind == TN_H2_RESET) tn_ctl_reset(c, x, ev);
-    if (kind == TN_H2_PING_ACK) {
-        c->line.pinged           = false;
-        c->ping_deadline_ms =
-            c->state == TN_CTL_FOLLOWUP ? tn_ctl_in(x, TN_CTL_PING_MS) : TN_NEVER;
-    }
-    if (kind == TN_H2_GOAWAY || kind == TN_H2_FAILED) {
-        tn_ctl_fail(c, x, kind == TN_H2_FAILED ? TN_CTL_WHAT(HTTP, TAILNET_ERR_MALFORMED)
-                                               : TN_CTL_WHAT(HTTP, TAILNET_ERR_NETWORK),
-                    (int32_t)ev->code);
-        return TN_CTL_MORE;
-    }
-    if (kind == TN_H2_BODY) {
+    if (kind == TN_H2_RESPONSE) {
+        tn_ctl_response(c, x, ev);
+    } else if (kind == TN_H2_BODY) {
         tn_rd_over(&c->line.piece, ev->len == 0 ? NULL : ev->at, ev->len);
         c->line.piece_stream = ev->stream;
         c->line.piece_end    = ev->end;
-        return TN_CTL_MORE;
+    } else if (kind == TN_H2_RESET) {
+        tn_ctl_reset(c, x, ev);
+    } else if (kind == TN_H2_PING_ACK) {
+        c->line.pinged      = false;
+        c->ping_deadline_ms =
+            c->state == TN_CTL_FOLLOWUP ? tn_ctl_in(x, TN_CTL_PING_MS) : TN_NEVER;
+    } else if (kind != TN_H2_MORE) {        /* TN_H2_GOAWAY, TN_H2_FAILED */
+        tn_ctl_fail(c, x, kind == TN_H2_FAILED ? TN_CTL_WHAT(HTTP, TAILNET_ERR_MALFORMED)
+                                               : TN_CTL_WHAT(HTTP, TAILNET_ERR_NETWORK),
+                    (int32_t)ev->code);
     }
-    q = tn_ctl_asked_on(c, ev->stream);
-    if (kind == TN_H2_RESPONSE && ev->end && q != NULL) tn_ctl_finish(c, x, q);
-    return TN_CTL_MORE;
 }
 
 /* One step of reading: a piece, an event, or a record. */
-static tn_ctl_turn tn_ctl_read(tn_ctl *c, tn_ctl_world *x)
+static TN_NOINLINE tn_ctl_turn tn_ctl_read(tn_ctl *c, tn_ctl_world *x)
 {
     tn_h2_event   ev;
-    tn_h2_kind    kind;
     tn_ctl_asked *q;
     tn_ctl_turn   turn;
 
@@ -17767,8 +17785,8 @@ static tn_ctl_turn tn_ctl_read(tn_ctl *c, tn_ctl_world *x)
         if (!tn_ctl_next_record(c, x)) return c->line.link != 0 ? TN_CTL_QUIET : TN_CTL_MORE;
         if (c->line.plain.left == 0 || !tn_ctl_early(c, x, &ev)) return TN_CTL_MORE;
     }
-    kind = tn_h2_next(&c->u.h2, &c->line.plain, &ev);
-    return kind == TN_H2_MORE ? TN_CTL_MORE : tn_ctl_event(c, x, kind, &ev);
+    tn_ctl_event(c, x, tn_h2_next(&c->u.h2, &c->line.plain, &ev), &ev);
+    return TN_CTL_MORE;
 }
 
 /* ---- requests out ---- */
@@ -17816,13 +17834,10 @@ static const char *tn_ctl_path(const tn_ctl_world *x, tn_ctl_kind kind)
 static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
 {
     tn_h2_request rq;
-    tn_ctl_asked *q = NULL;
+    tn_ctl_asked *q = tn_ctl_asked_on(c, 0);
     tn_wr         count;
-    unsigned      i;
     bool          head = kind == TN_CTL_ASK_ANSWER && tn_ctl_ping_is_head(&x->map->work.item);
 
-    for (i = 0; i < TN_CTL_STREAMS && q == NULL; i++)
-        if (c->line.asked[i].stream == 0) q = &c->line.asked[i];
     if (q == NULL || !tn_h2_can_open(&c->u.h2)) return false;
     if (kind != TN_CTL_ASK_ANSWER) memcpy(&c->sent, &x->wish, sizeof c->sent);   /* padding too */
     tn_wr_over(&count, NULL, 0);
@@ -17872,15 +17887,24 @@ static bool tn_ctl_write_body(tn_ctl *c, tn_ctl_world *x, tn_wr *w)
     return true;
 }
 
+/* Where the text of the next record is built. */
+static void tn_ctl_text(tn_ctl *c, tn_wr *w) { tn_wr_over(w, c->out + 3, sizeof c->out - 19); }
+
+/* Makes a record of it; tn_ctl_push sends that. */
+static void tn_ctl_seal(tn_ctl *c, const tn_wr *w)
+{
+    c->line.out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, tn_wr_len(w));
+    c->line.out_at  = 0;
+}
+
 /* Builds, seals and sends what is due. Stops when the link takes no more. */
 static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
 {
     for (;;) {                              /* ends when nothing is due, or no room */
         tn_ctl_kind kind;
         tn_wr       w;
-        size_t      len;
         if (!tn_ctl_push(c, x)) return;
-        tn_wr_over(&w, c->out + 3, sizeof c->out - 19);
+        tn_ctl_text(c, &w);
         (void)tn_h2_flush(&c->u.h2, &w);
         if (c->line.rq.stream != 0) {
             (void)tn_ctl_write_body(c, x, &w);
@@ -17888,10 +17912,8 @@ static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
             if (tn_ctl_open(c, x, kind, &w) && c->line.rq.stream != 0)
                 (void)tn_ctl_write_body(c, x, &w);
         }
-        len = tn_wr_len(&w);
-        if (len == 0) return;
-        c->line.out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, len);
-        c->line.out_at  = 0;
+        if (tn_wr_len(&w) == 0) return;
+        tn_ctl_seal(c, &w);
     }
 }
 
@@ -17938,12 +17960,11 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
 
     if (tn_ctl_ping_is_c2n(p) || (tn_ctl_ping_is_head(p) && p->noise)) {
         if (c->line.out_at < c->line.out_len || c->line.rq.stream != 0) return false;
-        tn_wr_over(&w, c->out + 3, sizeof c->out - 19);
+        tn_ctl_text(c, &w);
         if (tn_ctl_path(x, TN_CTL_ASK_ANSWER)[0] != '/') return true;
         if (!tn_ctl_open(c, x, TN_CTL_ASK_ANSWER, &w)) return false;
         while (c->line.rq.stream != 0 && tn_ctl_write_body(c, x, &w)) {}
-        c->line.out_len = (uint16_t)tn_nz_seal(&c->nz, c->out, tn_wr_len(&w));
-        c->line.out_at  = 0;
+        tn_ctl_seal(c, &w);
         tn_ctl_drop(c, c->line.rq.stream);       /* no window for a short answer: let it go */
     } else if (tn_ctl_ping_is_head(p)) {
         if (c->aux != 0) return false;      /* one visit at a time */
@@ -17986,23 +18007,17 @@ static void tn_ctl_set_up(tn_ctl *c, tn_ctl_world *x, bool up)
     if (up || c->state == TN_CTL_IDLE) return;
     tn_ctl_end_aux(c, x);
     tn_ctl_disconnect(c, x, TAILNET_OK);
-    c->url_len = 0;
-    c->url[0]  = '\0';
+    tn_ctl_no_page(c);
     tn_ctl_enter(c, TN_CTL_IDLE, TN_NEVER);
 }
 
 /* Log in with a new node key, on the present connection if it stands. */
 static void tn_ctl_login(tn_ctl *c, tn_ctl_world *x)
 {
-    uint8_t fresh[32];
-    if (!tn_rim_random(x->rim, fresh, sizeof fresh)) return;
-    tn_key_state_try(x->keys, fresh);
-    tn_wipe(fresh, sizeof fresh);
-    c->news |= TN_CTL_NEWS_SAVE;
+    if (!tn_ctl_fresh_key(c, x)) return;
     c->want_login = true;
     c->refused = c->expired_once = false;
-    c->url_len                   = 0;
-    c->url[0]                    = '\0';
+    tn_ctl_no_page(c);
     if (c->state == TN_CTL_RUN || c->state == TN_CTL_STREAM) tn_ctl_register(c, x);
     else if (c->state != TN_CTL_IDLE && c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_OK);
     if (c->state == TN_CTL_PAUSE) c->deadline_ms = x->rim->now_ms;
@@ -18017,7 +18032,7 @@ static void tn_ctl_logout(tn_ctl *c, uint64_t now_ms)
 }
 
 /* News of one of our links. */
-static void tn_ctl_link_news(tn_ctl *c, tn_ctl_world *x, const tn_link_news *n)
+static TN_NOINLINE void tn_ctl_link_news(tn_ctl *c, tn_ctl_world *x, const tn_link_news *n)
 {
     if (n->link == c->aux && c->aux != 0) {
         if ((n->bits & TN_LINK_OPENED) != 0 && !c->aux_sent) tn_ctl_send_aux(c, x);
@@ -18225,7 +18240,7 @@ typedef struct tn_session {
     uint32_t     relay_ms;                  /* of the last ping by relay, 0: none */
     uint16_t     peer;                      /* index in the map                   */
     uint8_t      answers;                   /* of ours in answer_s, to its doings */
-    bool         call_due;                  /* a call-me-maybe waits for endpoints */
+    uint8_t      call_due;                  /* a call-me-maybe: 1 wanted, 2 waits for STUN */
     tn_disco_key disco;
 } tn_session;
 
@@ -18797,7 +18812,7 @@ static void tn_node_send_own(tailnet_node *n, tn_session *s, size_t len)
 
 /* Answers that a peer can provoke are few per second, or a scan of our ports
  * would cost an encryption each. */
-static bool tn_node_may_answer(tailnet_node *n, tn_session *s)
+static TN_NOINLINE bool tn_node_may_answer(tailnet_node *n, tn_session *s)
 {
     uint32_t second = (uint32_t)(n->rim.now_ms / 1000u);
     if (s->answer_s != second) s->answers = 0;
@@ -18805,20 +18820,23 @@ static bool tn_node_may_answer(tailnet_node *n, tn_session *s)
     return s->answers++ < TN_NODE_ANSWERS;
 }
 
-/* Keeps a copy of a packet until its peer can be reached; an older one of the
- * same peer, or else the oldest of all, makes room. */
+/* Keeps a copy of a packet until its peer can be reached: in a free place, or in
+ * that of the oldest one of the same peer, or else of the oldest of all. */
 static void tn_node_stage(tailnet_node *n, uint16_t peer, const uint8_t *data, size_t len)
 {
     unsigned   i, at = 0;
+    bool       same = false;
     tn_staged *st;
     if (len + TAILNET_HEADROOM + TAILNET_TAILROOM > n->staged_size) return;
     for (i = 0; i < n->desc.max_staged; i++) {
-        st = &n->staged[i];
-        if (st->len == 0 || (st->peer == peer && peer != TN_MAP_NONE)) {
+        bool mine = n->staged[i].peer == peer;
+        st        = &n->staged[i];
+        if (st->len == 0) {
             at = i;
             break;
         }
-        if (st->until_ms < n->staged[at].until_ms) at = i;
+        if (mine == same ? st->until_ms < n->staged[at].until_ms : mine) at = i;
+        same = same || mine;
     }
     st = &n->staged[at];
     if (st->len != 0) n->stats.dropped_no_room++;
@@ -19350,7 +19368,7 @@ static void tn_node_reject(tailnet_node *n, tn_session *s, const tn_ip_packet *p
 
 /* Decrypted bytes of a session: are they a packet for us? On true, pkt is cut
  * to that packet. */
-static bool tn_node_judge(tailnet_node *n, tn_session *s, tailnet_buf *pkt)
+static TN_NOINLINE bool tn_node_judge(tailnet_node *n, tn_session *s, tailnet_buf *pkt)
 {
     uint8_t      *data = pkt->base + pkt->off;
     tn_ip_packet  p;
@@ -19403,7 +19421,7 @@ static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
 }
 
 /* A run for the application. */
-static void tn_node_hand_on(tailnet_node *n, tailnet_buf *pkts, size_t count)
+static TN_NOINLINE void tn_node_hand_on(tailnet_node *n, tailnet_buf *pkts, size_t count)
 {
     if (count == 0) return;
     n->stats.ip_out += count;
@@ -19614,6 +19632,7 @@ static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *
     unsigned    i = 0, bits = 0;
     while (bits == 0 && (s = tn_node_each(n, &i)) != NULL) {
         tn_path_pong got;
+        memset(&got, 0, sizeof got);
         bits = tn_path_pong_in(&s->path, m->tx, from->relay, n->rim.now_ms, &got);
         if ((bits & TN_PATH_CHANGED) != 0) n->events |= TAILNET_EVENT_PATHS;
         if ((bits & TN_PATH_MINE) == 0 || from->relay ||
@@ -19808,11 +19827,12 @@ static tailnet_result tn_node_udp_input(tailnet_node *n, const tailnet_addr *add
 /* An initiation: who is it, is it true, and the answer. */
 static void tn_node_respond(tailnet_node *n, tn_agenda *a)
 {
-    uint8_t     out[TN_WG_RESPONSE_LEN], eph[32];
-    tn_wg_hello hello;
-    tn_session *s;
-    uint16_t    peer = 0;
-    uint32_t    index;
+    uint8_t      out[TN_WG_RESPONSE_LEN], eph[32];
+    tn_wg_hello  hello;
+    tn_session  *s;
+    tailnet_addr unused;
+    uint16_t     peer = 0;
+    uint32_t     index;
 
     if (tn_wg_open_initiation(&n->wg, a->msg, a->len, &hello) != TN_WG_OK) return;
     if (a->from.relay && !tn_equal(hello.peer, a->from.key, 32)) {
@@ -19835,6 +19855,8 @@ static void tn_node_respond(tailnet_node *n, tn_agenda *a)
             s->used_ms = n->rim.now_ms + 1;
             if (a->from.relay) tn_relay_learn(&n->relay, tn_node_slot(n, s), a->from.slot);
             tn_node_answer(n, &a->from, out, sizeof out);
+            if (tn_node_udp(n))             /* where it came from; but it is a use of the path */
+                (void)tn_path_use(&s->path, n->rim.now_ms, &unused);
         }
         tn_wipe(eph, sizeof eph);
     }
@@ -20745,13 +20767,15 @@ static void tn_node_call(tailnet_node *n, tn_session *s)
     size_t              count;
     bool                relay;
 
-    if (!tn_net_fresh(&n->net, n->rim.now_ms)) {
+    if (s->call_due == 1 && (!n->net.udp || !tn_net_fresh(&n->net, n->rim.now_ms))) {
+        s->call_due = 2;                    /* also when the last round found nobody */
         if (!n->net.busy) tn_net_trigger(&n->net, false);
-        return;
+        n->more = true;
     }
+    if (s->call_due == 2 && (n->net.busy || n->net.pending != 0)) return;
     relay = tn_node_by_relay(n, s, &to);
     if (relay && !tn_relay_is_open(&n->relay, tn_relay_region_of(&n->relay, to.slot))) return;
-    s->call_due = false;
+    s->call_due = 0;
     count       = tn_net_list(&n->net, own, type, TAILNET_MAX_CANDIDATES);
     if (count == 0 || !relay || k == NULL || !tn_node_disco_begin(n, &o)) return;
     tn_disco_wr_call(&o.w, own, count);
@@ -20771,12 +20795,12 @@ static void tn_node_turn_path(tailnet_node *n, tn_session *s)
         memset(&to, 0, sizeof to);
         while ((want = tn_path_step(&s->path, n->rim.now_ms, &wish)) != TN_PATH_QUIET) {
             to.addr = wish.to;
-            if (want == TN_PATH_CALL) s->call_due = true;
+            if (want == TN_PATH_CALL) s->call_due = 1;
             else if (k != NULL)       tn_node_disco_ping(n, k, wish.tx, &to);
         }
         if (s->path.state != was) n->events |= TAILNET_EVENT_PATHS;
     }
-    if (s->call_due) tn_node_call(n, s);
+    if (s->call_due != 0) tn_node_call(n, s);
 }
 
 static void tn_node_turn_paths(tailnet_node *n)
@@ -21003,6 +21027,22 @@ static uint64_t tn_node_deadline(const tailnet_node *n)
  * Trust:   the caller's pointers, but none of his numbers.
  * ======================================================================== */
 
+/* How every call begins that changes the node. ok: the other arguments are right. Then
+ * the time is that of the call. */
+static TN_NOINLINE tailnet_result tn_pub_enter(tailnet_node *node, bool ok)
+{
+    if (node == NULL || !ok) return TAILNET_ERR_ARGUMENT;
+    return tn_rim_enter(&node->rim) ? TAILNET_OK : TAILNET_ERR_BUSY;
+}
+
+/* The same for what the next poll has to see to. */
+static TN_NOINLINE tailnet_result tn_pub_wake(tailnet_node *node, bool ok)
+{
+    tailnet_result r = tn_pub_enter(node, ok);
+    if (r == TAILNET_OK) node->more = true;
+    return r;
+}
+
 TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc)
 {
     tailnet_desc d;
@@ -21023,7 +21063,7 @@ typedef struct tn_pub_align {
     } u;
 } tn_pub_align;
 
-static bool tn_pub_desc_ok(const tailnet_desc *d)
+static TN_NOINLINE bool tn_pub_desc_ok(const tailnet_desc *d)
 {
     const size_t odd = offsetof(tn_pub_align, u) - 1;
     if (d->memory == NULL || ((uintptr_t)d->memory & odd) != 0) return false;
@@ -21121,12 +21161,11 @@ TAILNET_API tailnet_result tailnet_init(tailnet_node **out, const tailnet_desc *
 TAILNET_API tailnet_result tailnet_up(tailnet_node *node)
 {
     tn_ctl_world x;
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_wake(node, true);
+    if (r != TAILNET_OK) return r;
     if (node->want_down) tn_node_go_down(node);     /* the newest wish counts */
     tn_node_world(node, &x);
     node->up   = true;
-    node->more = true;
     tn_ctl_set_up(&node->ctl, &x, true);
     if (!node->relay_again && !node->network_down)
         tn_relay_run(&node->relay, true, node->rim.now_ms);
@@ -21135,21 +21174,19 @@ TAILNET_API tailnet_result tailnet_up(tailnet_node *node)
 
 TAILNET_API tailnet_result tailnet_down(tailnet_node *node)
 {
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_wake(node, true);
+    if (r != TAILNET_OK) return r;
     node->want_down = true;
-    node->more      = true;
     return TAILNET_OK;
 }
 
 TAILNET_API tailnet_result tailnet_login(tailnet_node *node, const char *auth_key)
 {
     tn_ctl_world x;
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_wake(node, true);
+    if (r != TAILNET_OK) return r;
     node->desc.auth_key = auth_key;
     node->key_lent      = auth_key != NULL;
-    node->more          = true;
     tn_node_world(node, &x);
     tn_ctl_login(&node->ctl, &x);
     return TAILNET_OK;
@@ -21157,19 +21194,18 @@ TAILNET_API tailnet_result tailnet_login(tailnet_node *node, const char *auth_ke
 
 TAILNET_API tailnet_result tailnet_logout(tailnet_node *node)
 {
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_wake(node, true);
+    if (r != TAILNET_OK) return r;
     tn_ctl_logout(&node->ctl, node->rim.now_ms);
-    node->more = true;
     return TAILNET_OK;
 }
 
 TAILNET_API tailnet_result tailnet_set_prefs(tailnet_node *node, const tailnet_prefs *prefs)
 {
     bool anew;
-    if (node == NULL || prefs == NULL || (prefs->routes == NULL && prefs->route_count != 0))
-        return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_wake(node, prefs != NULL &&
+                                   (prefs->routes != NULL || prefs->route_count == 0));
+    if (r != TAILNET_OK) return r;
     anew = prefs->relay_only != node->desc.prefs.relay_only ||
            prefs->metered != node->desc.prefs.metered;
     node->desc.prefs = *prefs;
@@ -21179,14 +21215,13 @@ TAILNET_API tailnet_result tailnet_set_prefs(tailnet_node *node, const tailnet_p
     tn_ctl_touch(&node->ctl);
     tn_node_choose_home(node, 0);
     if (anew) tn_node_paths_anew(node);
-    node->more = true;
     return TAILNET_OK;
 }
 
 TAILNET_API void tailnet_wipe(tailnet_node *node)
 {
     size_t used;
-    if (node == NULL || !tn_rim_enter(&node->rim)) return;
+    if (tn_pub_enter(node, true) != TAILNET_OK) return;
     tn_link_close_all(&node->links);
     used = node->stats.memory_used;
     if (node->desc.tls_memory != NULL) tn_wipe(node->desc.tls_memory, node->desc.tls_memory_size);
@@ -21204,8 +21239,7 @@ TAILNET_API size_t tailnet_export_state(tailnet_node *node, void *dst, size_t si
 
 TAILNET_API uint32_t tailnet_poll(tailnet_node *node)
 {
-    if (node == NULL || !tn_rim_enter(&node->rim)) return 0;
-    return tn_node_poll(node);
+    return tn_pub_enter(node, true) == TAILNET_OK ? tn_node_poll(node) : 0;
 }
 
 TAILNET_API uint64_t tailnet_deadline(const tailnet_node *node)
@@ -21238,26 +21272,23 @@ static bool tn_pub_run_ok(const tailnet_buf *pkts, size_t count)
 TAILNET_API tailnet_result tailnet_udp_input(tailnet_node *node, const tailnet_addr *from,
                                              tailnet_buf *pkts, size_t count)
 {
-    if (node == NULL || from == NULL || !tn_pub_run_ok(pkts, count)) return TAILNET_ERR_ARGUMENT;
-    if (from->family != 4 && from->family != 6) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    return tn_node_udp_input(node, from, pkts, count);
+    tailnet_result r = tn_pub_enter(node, from != NULL && tn_ip_len(from->family) != 0 &&
+                                    tn_pub_run_ok(pkts, count));
+    return r != TAILNET_OK ? r : tn_node_udp_input(node, from, pkts, count);
 }
 
 TAILNET_API tailnet_result tailnet_ip_input(tailnet_node *node, tailnet_buf *pkts, size_t count)
 {
-    if (node == NULL || !tn_pub_run_ok(pkts, count)) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_enter(node, tn_pub_run_ok(pkts, count));
+    if (r != TAILNET_OK) return r;
     if (!tn_node_flows(node)) return TAILNET_ERR_AGAIN;
     return tn_node_ip_input(node, pkts, count);
 }
 
 TAILNET_API tailnet_result tailnet_tcp_opened(tailnet_node *node, tailnet_link link)
 {
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    node->more = true;
-    return tn_link_tcp_opened(&node->links, link);
+    tailnet_result r = tn_pub_wake(node, true);
+    return r != TAILNET_OK ? r : tn_link_tcp_opened(&node->links, link);
 }
 
 TAILNET_API uint8_t *tailnet_tcp_reserve(tailnet_node *node, tailnet_link link, size_t *room)
@@ -21265,7 +21296,7 @@ TAILNET_API uint8_t *tailnet_tcp_reserve(tailnet_node *node, tailnet_link link, 
     size_t none = 0;
     if (room == NULL) room = &none;
     *room = 0;
-    if (node == NULL || !tn_rim_enter(&node->rim)) return NULL;
+    if (tn_pub_enter(node, true) != TAILNET_OK) return NULL;
     return tn_link_in_reserve(&node->links, link, room);
 }
 
@@ -21285,9 +21316,8 @@ static tailnet_result tn_pub_commit(tailnet_node *node, tailnet_link link, size_
 
 TAILNET_API tailnet_result tailnet_tcp_commit(tailnet_node *node, tailnet_link link, size_t size)
 {
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    return tn_pub_commit(node, link, size);
+    tailnet_result r = tn_pub_enter(node, true);
+    return r != TAILNET_OK ? r : tn_pub_commit(node, link, size);
 }
 
 TAILNET_API size_t tailnet_tcp_input(tailnet_node *node, tailnet_link link, const void *data,
@@ -21295,7 +21325,7 @@ TAILNET_API size_t tailnet_tcp_input(tailnet_node *node, tailnet_link link, cons
 {
     tn_rd  in;
     size_t taken = 0;
-    if (node == NULL || (data == NULL && size != 0) || !tn_rim_enter(&node->rim)) return 0;
+    if (tn_pub_enter(node, data != NULL || size == 0) != TAILNET_OK) return 0;
     tn_rd_over(&in, data, size);
     while (in.left != 0) {                  /* each turn takes at least one byte */
         size_t   room = 0, n;
@@ -21311,25 +21341,21 @@ TAILNET_API size_t tailnet_tcp_input(tailnet_node *node, tailnet_link link, cons
 
 TAILNET_API tailnet_result tailnet_tcp_writable(tailnet_node *node, tailnet_link link)
 {
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    node->more = true;
-    return tn_link_tcp_writable(&node->links, link);
+    tailnet_result r = tn_pub_wake(node, true);
+    return r != TAILNET_OK ? r : tn_link_tcp_writable(&node->links, link);
 }
 
 TAILNET_API tailnet_result tailnet_tcp_closed(tailnet_node *node, tailnet_link link)
 {
-    if (node == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
-    node->more = true;
-    return tn_link_tcp_closed(&node->links, link);
+    tailnet_result r = tn_pub_wake(node, true);
+    return r != TAILNET_OK ? r : tn_link_tcp_closed(&node->links, link);
 }
 
 TAILNET_API tailnet_result tailnet_resolved(tailnet_node *node, uint32_t query,
                                             const tailnet_addr *addrs, size_t count)
 {
-    if (node == NULL || (addrs == NULL && count != 0)) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_enter(node, addrs != NULL || count == 0);
+    if (r != TAILNET_OK) return r;
     if (!tn_net_resolved(&node->net, query, addrs, count)) return TAILNET_ERR_STALE;
     node->more = true;
     return TAILNET_OK;
@@ -21337,9 +21363,9 @@ TAILNET_API tailnet_result tailnet_resolved(tailnet_node *node, uint32_t query,
 
 TAILNET_API tailnet_result tailnet_set_network(tailnet_node *node, const tailnet_network *network)
 {
-    if (node == NULL || network == NULL || (network->addrs == NULL && network->addr_count != 0))
-        return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_enter(node, network != NULL &&
+                                    (network->addrs != NULL || network->addr_count == 0));
+    if (r != TAILNET_OK) return r;
     tn_node_network(node, network);
     return TAILNET_OK;
 }
@@ -21350,9 +21376,8 @@ TAILNET_API tailnet_result tailnet_fetch_peer(tailnet_node *node, const char *wh
     uint16_t     index = 0;
     size_t       len;
     tn_map_wish  wish;
-
-    if (node == NULL || who == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_enter(node, who != NULL);
+    if (r != TAILNET_OK) return r;
     len = strlen(who);
     if (tn_ip_parse(&ip, who, len)) {
         if (tn_map_by_own_ip(&node->map, &ip, &index)) return TAILNET_OK;
@@ -21370,9 +21395,9 @@ TAILNET_API tailnet_result tailnet_ping(tailnet_node *node, const tailnet_addr *
                                         tailnet_ping_kind kind)
 {
     uint16_t peer = 0;
-    if (node == NULL || ip == NULL) return TAILNET_ERR_ARGUMENT;
-    if (kind != TAILNET_PING_PATH && kind != TAILNET_PING_TUNNEL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_rim_enter(&node->rim)) return TAILNET_ERR_BUSY;
+    tailnet_result r = tn_pub_enter(node, ip != NULL &&
+                                    (kind == TAILNET_PING_PATH || kind == TAILNET_PING_TUNNEL));
+    if (r != TAILNET_OK) return r;
     if (!tn_node_flows(node) || node->ping.until_ms != 0) return TAILNET_ERR_AGAIN;
     if (!tn_map_by_ip(&node->map, ip, &peer)) return TAILNET_ERR_NO_ROUTE;
     if (!tn_rim_random(&node->rim, node->ping.tx, sizeof node->ping.tx)) return TAILNET_ERR_RANDOM;
@@ -21441,13 +21466,18 @@ static bool tn_pub_number(const tailnet_node *node, uint16_t at, size_t *index)
     return false;
 }
 
+/* The entry of the map, we ourselves included, that has the address. */
+static TN_NOINLINE bool tn_pub_by_ip(const tailnet_node *node, const tailnet_addr *ip, uint16_t *at)
+{
+    return tn_map_by_own_ip(&node->map, ip, at) || tn_map_by_ip(&node->map, ip, at);
+}
+
 TAILNET_API bool tailnet_find_peer_by_ip(const tailnet_node *node, const tailnet_addr *ip,
                                          size_t *index)
 {
     uint16_t at = 0;
     if (node == NULL || ip == NULL || index == NULL) return false;
-    if (!tn_map_by_own_ip(&node->map, ip, &at) && !tn_map_by_ip(&node->map, ip, &at)) return false;
-    return tn_pub_number(node, at, index);
+    return tn_pub_by_ip(node, ip, &at) && tn_pub_number(node, at, index);
 }
 
 TAILNET_API bool tailnet_find_peer(const tailnet_node *node, const char *who, size_t *index)
@@ -21459,27 +21489,22 @@ TAILNET_API bool tailnet_find_peer(const tailnet_node *node, const char *who, si
     return tn_map_by_name(&node->map, who, strlen(who), &at) && tn_pub_number(node, at, index);
 }
 
-/* The ranges that every tailnet has (net/tsaddr). */
-static void tn_pub_range(const tailnet_node *node, unsigned family, tailnet_route *out)
-{
-    static const char *const text[2] = { "100.64.0.0/10", "fd7a:115c:a1e0::/48" };
-    const char              *t       = text[family == 6];
-    (void)node;
-    (void)tn_prefix_parse(&out->prefix, t, strlen(t));
-    out->peer = SIZE_MAX;
-}
-
 TAILNET_API bool tailnet_get_route(const tailnet_node *node, size_t index, tailnet_route *out)
 {
+    static const uint8_t every[2][6] = {    /* which every tailnet has (net/tsaddr) */
+        { 100, 64 }, { 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 }
+    };
     uint16_t at = 0;
+    unsigned six;
     if (node == NULL || out == NULL || !node->map.has_self) return false;
     memset(out, 0, sizeof *out);
-    if (node->map.self.ip4.family != 0 && index-- == 0) {
-        tn_pub_range(node, 4, out);
-        return true;
-    }
-    if (node->map.self.ip6.family != 0 && index-- == 0) {
-        tn_pub_range(node, 6, out);
+    for (six = 0; six < 2; six++) {
+        const tailnet_addr *own = six != 0 ? &node->map.self.ip6 : &node->map.self.ip4;
+        if (own->family == 0 || index-- != 0) continue;
+        out->prefix.family = six != 0 ? 6 : 4;
+        out->prefix.bits   = six != 0 ? 48 : 10;
+        out->peer          = SIZE_MAX;
+        memcpy(out->prefix.ip, every[six], sizeof every[six]);
         return true;
     }
     if (!tn_map_route(&node->map, index, &out->prefix, &at)) return false;
@@ -21541,10 +21566,8 @@ TAILNET_API tailnet_result tailnet_check_flow(const tailnet_node *node, const ta
     tn_flt_peer from;
     uint16_t    at = 0;
     if (node == NULL || flow == NULL) return TAILNET_ERR_ARGUMENT;
-    if (!tn_map_by_own_ip(&node->map, &flow->src, &at) &&
-        !tn_map_by_ip(&node->map, &flow->src, &at))
+    if (!tn_pub_by_ip(node, &flow->src, &at) || !tn_map_owns(&node->map, at, &flow->src))
         return TAILNET_ERR_DENIED;
-    if (!tn_map_owns(&node->map, at, &flow->src)) return TAILNET_ERR_DENIED;
     tn_node_flt_peer(node, at, &flow->src, &from);
     return tn_flt_check(&node->flt, flow, &from);
 }
@@ -21594,10 +21617,10 @@ TAILNET_API bool tailnet_get_region(const tailnet_node *node, size_t index, tail
     out->region = g->id;
     out->host   = tn_map_region_host(g);
     for (i = 0; i < node->net.count; i++) {
-        const tn_latency *l = &node->net.latency[i];
-        if (l->region != g->id) continue;
-        out->v4_ms = l->v4_ms;
-        out->v6_ms = l->v6_ms;
+        const tn_net_region *r = &node->net.regions[i];
+        if (r->id != g->id) continue;
+        out->v4_ms = r->ms[0];
+        out->v6_ms = r->ms[1];
     }
     return true;
 }

@@ -18,6 +18,8 @@
  *   >>p-udp        the two datagram sockets
  *   >>p-network    our addresses, the way out, and when they change
  *   >>p-tun        the TUN device, its addresses and routes
+ *   >>p-long       long packets of TUN, cut and joined
+ *   >>p-flow       packets from the device to the library and back
  *   >>p-crypt      the cipher in vectors
  *   >>p-turn       one turn of the loop
  *   >>p-life       open, run, leave, close
@@ -1684,7 +1686,10 @@ static tailnet_result tnp_udp_open(tailnet_posix *p)
 {
     int  fds[2], number;
     bool ok;
-    p->gso_at_ms = p->opt.no_offload ? UINT64_MAX : 0;
+    p->gso_at_ms = UINT64_MAX;
+#if defined(__linux__)
+    if (!p->opt.no_offload) p->gso_at_ms = 0;
+#endif
     p->batch     = malloc(sizeof(tnp_batch));
     if (p->batch == NULL) return TAILNET_ERR_MEMORY;
     tnp_udp_pair(p, p->opt.udp_port, fds);
@@ -2546,10 +2551,12 @@ static void tnp_tun_routes(tailnet_posix *p)
     }
 }
 
-/* ---- Super-packets. A device opened with IFF_VNET_HDR gives TCP data of up to 64 KB behind one
- * header and takes it the same way: one system call, one walk through the kernel's IP and TCP,
- * for fifty packets. We cut on the way out (as a network card does, TSO) and join on the way
- * in (GRO). ---- */
+/* ======================================================================== *
+ * >>p-long - long packets. A TUN device opened with IFF_VNET_HDR gives up to
+ * 64 KB of TCP data behind one header and takes it the same way: one system
+ * call, one walk through the kernel's IP and TCP, for fifty packets. We cut
+ * on the way out, as a network card does, and join on the way in.
+ * ======================================================================== */
 
 enum {
     TNP_VNET_NEEDS_SUM = 1,                         /* flags: the sum is for us to finish    */
@@ -2760,7 +2767,9 @@ static void tnp_tun_write(tailnet_posix *p, tailnet_buf *pkts, size_t count)
     }
 }
 
-/* ---- From the device to the library ---- */
+/* ======================================================================== *
+ * >>p-flow - packets from the device to the library and back.
+ * ======================================================================== */
 
 /* Reads one packet, or one to be cut. False: there is none now. */
 static bool tnp_tun_read(tailnet_posix *p)

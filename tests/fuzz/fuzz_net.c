@@ -14,7 +14,7 @@ typedef struct world {
     tn_net        n;
     tn_net_world  x;
     tn_map_region relays[RELAYS];
-    tn_latency    memory[2 * REGIONS];
+    tn_net_region memory[REGIONS];
     tn_net_wish   last[4];
     uint32_t      query;
     uint64_t      now;

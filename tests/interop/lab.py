@@ -645,7 +645,9 @@ class OurNode:
         """Everything that it said about what is wrong."""
         said = json.dumps(self.problem()) if self.problem() else ""
         if self.process and not self.process.alive():
-            said += " " + self.process.logged().strip()[-600:]
+            # Not the line with its options: that has every word that one may look for.
+            log = [s for s in self.process.logged().splitlines() if not s.startswith("# ")]
+            said += " " + "\n".join(log).strip()[-600:]
         return said
 
     def sees(self, name):

@@ -147,7 +147,7 @@ def tags_and_ephemeral(lab, part):
         ours = lab.ours("tagged", tags="tag:sensor,tag:attic").start(hs)
         hs.approve_login(ours.wait_login())
         ours.wait_state("running")
-        tags = hs.node("tagged")["tags"]
+        tags = hs.node("tagged").get("tags") or []
         check(sorted(tags) == ["tag:attic", "tag:sensor"], "headscale has %s" % tags)
         ours.stop()
     with part("an ephemeral node is online"):
@@ -329,13 +329,13 @@ def one_way_grant(lab, part):
     udp_echo(lab, go, 7007)
     udp_echo(lab, ours, 7008)
     hs.policy(allow((ours.ip4, go.ip4, "*")))
-    with part("ours to theirs"):
-        wait_for("echoes", lambda: udp(ours, go.ip4, 7007, count=3, wait=0.5) == 3, 20)
-        check(icmp(ours, go.ip4, 3) >= 2, "our ping gets no answer")
     with part("theirs to ours is refused"):
         wait_for("no echoes", lambda: udp(go, ours.ip4, 7008, count=2, wait=0.5) == 0, 20)
         silent(go, ours.ip4)
         check(icmp(go, ours.ip4, 2, timeout=2) == 0, "their ping gets an answer")
+    with part("ours to theirs"):
+        wait_for("echoes", lambda: udp(ours, go.ip4, 7007, count=3, wait=0.5) == 3, 20)
+        check(icmp(ours, go.ip4, 3) >= 2, "our ping gets no answer")
     with part("TCP ours to theirs, data in both directions of it"):
         tcp_copy(lab, ours, go, 2)
         check(Iperf(lab, ours, go, go.ip4, seconds=2, reverse=True).bytes > 1e5, "no data")
@@ -811,7 +811,8 @@ def guest_relays(lab, part):
         check(udp(ours, near.ip4, 7007, count=3, wait=2.0) >= 2, "echoes are missing")
     with part("both reach us"):
         for node in (near, far):
-            echoes(node, ours.ip4, within=20)
+            wait_for("echoes for " + node.host,
+                     lambda: udp(node, ours.ip4, 7007, count=3, wait=0.5) == 3)
     with part("the guest relay restarts: the flow comes back, the other goes on"):
         flow, steady = Flow(lab, ours, far.ip4, 7007), Flow(lab, ours, near.ip4, 7007)
         flow.wait_flowing()
@@ -819,6 +820,8 @@ def guest_relays(lab, part):
         begin = time.monotonic()
         relays[away].restart(2)
         wait_for("the flow comes back", lambda: flow.count(begin + 2.3) >= 5, 60)
+        # Until then it may go through our own relay, where the peer is a guest.
+        wait_for("both relays again", lambda: relay_ports(ours) == {8445, 8446}, 30)
         check(steady.longest_gap(begin) < 2.0, "a gap of %.1f s" % steady.longest_gap(begin))
 
 
@@ -840,22 +843,26 @@ def magic_dns(lab, part):
     go = lab.official("go1")
     ours = lab.ours("ours", tun="tun0", extra=["--dns"])
     with part("both join"):
-        go.up(hs, key, "--accept-dns=true")
+        go.up(hs, key)
+        go.cli("set", "--accept-dns=true")
         ours.up(hs, key)
         go.wait_peer(ours.ip4)
         ours.wait_sees("go1")
     names = ["go1.lab.test", "ours.lab.test", "OURS.Lab.Test", "nobody.lab.test",
-             "a.b.ours.lab.test", reverse(go.ip4), reverse(ours.ip4), reverse(go.ip6),
-             reverse(ours.ip6), reverse("100.64.77.77")]
-    for kind in ("A", "AAAA", "PTR", "TXT"):
-        with part("%s: the same answers" % kind):
-            asked = ["%s/%s" % (n, kind) for n in names]
+             "a.b.ours.lab.test", "lab.test"]
+    # What another type than PTR is at such a name, Go takes for no name at all.
+    backward = [reverse(ip) for ip in (go.ip4, ours.ip4, go.ip6, ours.ip6, "100.64.77.77",
+                                       "fd7a:115c:a1e0::77")]
+    for kind, asked, least in (("A", names, 3), ("AAAA", names, 0), ("TXT", names, 0),
+                               ("PTR", backward, 4)):
+        with part("the same answers for %s" % kind):
+            asked = ["%s/%s" % (n, kind) for n in asked]
             theirs, mine = (dns(node, asked) for node in (go, ours))
             for question, a, b in zip(asked, theirs, mine):
                 print("    %-40s %s" % (question[-40:], a["code"]))
                 check(a == b, "%s: they say %s, we say %s" % (question, a, b))
             good = sum(1 for a in theirs if a["answers"])
-            check(kind == "TXT" or good >= 2, "only %d questions have answers" % good)
+            check(good >= least, "only %d questions have answers" % good)
 
 
 def reverse(ip):

@@ -136,7 +136,7 @@ class Matrix:
         try:
             m.run()
         except (Failed, OSError) as e:
-            m.tcp, m.lost = "not measured: %s" % e, 0
+            m.tcp, m.lost, m.before = "not measured: %s" % e, 0, 0
         said = [n.path(o)[0] for n, o in ((x, y), (y, x))]
         truth = "direct" if m.direct is not None else "relay"
         if any(s != truth for s in said):
@@ -150,9 +150,9 @@ class Matrix:
 
     def table(self):
         """Rows of text; also whether each cell keeps the rule."""
-        print("| cell | pair | path | to direct, s | times | first echo, s | lost | TCP kept "
-              "| longest TCP stall, s |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("| cell | pair | path | to direct, s | Go-Go's, times | each | first echo, s "
+              "| lost before it | after it | TCP kept | longest TCP stall, s |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
         for cell in self.cells:
             for kind in PAIRS:
                 ms = self.results.get((cell, kind))
@@ -165,11 +165,14 @@ class Matrix:
         path = "direct" if len(times) == len(ms) else "relay" if not times else \
             "direct %d of %d" % (len(times), len(ms))
         kept = sum(1 for m in ms if m.tcp is None)
-        return "| %s | %s | %s | %s | %s | %s | %d of %d | %d of %d | %.2f |" % (
+        go = [m.direct for m in self.results.get((cell, "Go-Go"), []) if m.direct is not None]
+        return "| %s | %s | %s | %s | %s | %s | %s | %d | %d of %d | %d of %d | %.2f |" % (
             cell, kind, path, "%.2f" % statistics.median(times) if times else "-",
+            "%.1f" % (statistics.median(times) / statistics.median(go)) if times and go else "-",
             " ".join("%.2f" % t for t in times) or "-",
             "%.2f" % statistics.median(answers) if answers else "-",
-            sum(m.lost for m in ms), sum(len(m.sent_at) for m in ms), kept, len(ms),
+            sum(m.before for m in ms), sum(m.lost for m in ms),
+            sum(len(m.sent_at) for m in ms), kept, len(ms),
             max((m.slow.stall for m in ms if hasattr(m, "slow")), default=0))
 
     def judge(self, cell, kind):

@@ -122,7 +122,7 @@ class Slow:
     def step(self, now):
         """Sends what is due and reads what is there; never waits."""
         if self.next == 0.0:
-            self.next = now
+            self.next = self.got_at = now       # connecting counts as a stall
             with contextlib.suppress(BlockingIOError):
                 self.out.connect(self.target)
         try:
@@ -148,14 +148,14 @@ class Slow:
                 self.trouble = "bytes differ"
             if not data:
                 self.trouble = self.trouble or "closed"
-            if self.got_at is not None:
-                self.stall = max(self.stall, now - self.got_at)
+            self.stall = max(self.stall, now - self.got_at)
             self.got, self.got_at = self.got + len(data), now
 
     def finish(self, timeout=8.0):
         """Everything sent arrives; None, or what is wrong."""
         end = time.monotonic() + timeout
-        while not self.trouble and self.got < self.sent and time.monotonic() < end:
+        while not self.trouble and time.monotonic() < end and (
+                self.taken is None or self.got < self.sent):
             self.next = end + 1
             self.step(time.monotonic())
             time.sleep(0.02)
@@ -179,6 +179,7 @@ class Measurement:
     answered  seconds until the first echo, or None
     lost      numbered packets that did not come back, of those sent after the first
               that did
+    before    how many were sent before that one and are lost
     tcp       None, or what became of the TCP connection
     """
 
@@ -288,8 +289,10 @@ class Measurement:
             self.answered = min(self.back.values()) - self.begin
             first = min(self.back)
             self.lost = sum(1 for n in range(first, len(self.sent_at)) if n not in self.back)
+            self.before = first
         else:
             self.lost = len(self.sent_at)
+            self.before = 0
 
     # -- for scripts that look while it runs --
 

@@ -2,7 +2,7 @@
  * seed. The header is the real one. `sim --help` lists what it does; a seed that fails prints
  * the command that repeats it and a script that was made as short as possible. */
 #define _GNU_SOURCE
-#include "sim_matrix.h"
+#include "sim_many.h"
 
 #include <sys/wait.h>
 
@@ -61,8 +61,9 @@ static void run_seed(uint64_t seed, const script *s, bool verbose, verdict *v)
     plan(W->end_ms, EV_DIRECT, 0, 0, NULL);
     world_start();
     run_until(W->end_ms);
-    world_end();
+    world_sum();
     verdict_take(v);
+    world_end();
     free(W);
 }
 
@@ -210,7 +211,7 @@ static int run_seeds(uint64_t first, uint64_t last, bool each)
         hash_number(&hash, v.hash);
         if (v.failed) failed++;
         else          passed++;
-        if (v.failed && failed <= 5) explain(seed, &v);
+        if (v.failed && failed <= 5 && getenv("SIM_BRIEF") == NULL) explain(seed, &v);
         else if (v.failed) printf("seed %llu FAILED: %s\n", (unsigned long long)seed, v.why);
         if (each) printf("seed %llu %016llx\n", (unsigned long long)seed,
                          (unsigned long long)v.hash);
@@ -249,12 +250,15 @@ static int run_one(uint64_t seed, const script *s, bool verbose)
 static const char help[] =
     "sim --seeds A..B [--each]              worlds from these seeds; --each: their hashes\n"
     "sim --seed N [--script FILE] [-v]      one of them, perhaps with another script\n"
-    "sim --matrix [-v]                      every kind of NAT with every other\n";
+    "sim --matrix [-v]                      every kind of NAT with every other\n"
+    "sim --many N                           so many nodes in one process\n"
+    "In the environment: SIM_CELL=100*row+column and SIM_CHATTY=1 for one cell of the matrix,\n"
+    "SIM_BRIEF=1 for no shortest scripts.\n";
 
 int main(int argc, char **argv)
 {
     script   s = { NULL, 0, false };
-    uint64_t first = 1, last = 0, seed = 0;
+    uint64_t first = 1, last = 0, seed = 0, many = 0;
     bool     verbose = false, each = false, one = false, matrix = false;
     int      i;
     for (i = 1; i < argc; i++) {
@@ -265,6 +269,9 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--seed") == 0) {
             one  = true;
             seed = strtoull(next, NULL, 10);
+            i++;
+        } else if (strcmp(argv[i], "--many") == 0) {
+            many = strtoull(next, NULL, 10);
             i++;
         } else if (strcmp(argv[i], "--seeds") == 0) {
             char *end;
@@ -280,6 +287,7 @@ int main(int argc, char **argv)
         }
     }
     if (matrix) return run_matrix(verbose, getenv("SIM_CELL"));
+    if (many != 0) return run_many((uint32_t)many, verbose);
     if (one) return run_one(seed, &s, verbose);
     if (last >= first) return run_seeds(first, last, each);
     fputs(help, stdout);

@@ -91,7 +91,8 @@ static int io_udp(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t 
         if (pkts[i].len > 1472) wrong("%s: a datagram of %u bytes", m->name, pkts[i].len);
         if (!W->marks_off && has_mark(b, pkts[i].len))
             wrong("%s: plaintext in a datagram", m->name);
-        if (m->desc.prefs.relay_only || m->relay_only) wrong("%s sends UDP although relay_only", m->name);
+        if (m->desc.prefs.relay_only || m->relay_only)
+            wrong("%s sends UDP although relay_only", m->name);
         check_attack(m, to, pkts[i].len);
         if (!net_send(m, to, b, pkts[i].len)) fine = false;
     }
@@ -149,12 +150,10 @@ static void io_log(void *user, int level, uint32_t code, const char *text)
 
 static void node_check(machine *m)
 {
-    static const uint8_t guard[SIM_GUARD] = { 0 };
     unsigned i;
     for (i = 0; i < SIM_GUARD; i++)
         if (m->block[i] != 0x5a || m->block[SIM_GUARD + m->size + i] != 0x5a) break;
     if (i != SIM_GUARD) wrong("%s writes outside of its memory", m->name);
-    (void)guard;
 }
 
 static bool node_enter(machine *m)
@@ -268,11 +267,28 @@ static void note_peers(machine *m)
     m->known = known;
 }
 
-/* Has the newest filter certainly arrived? */
-static void note_policy(machine *m)
+/* Nobody may be known whom the server has removed. */
+static void check_removed(machine *m)
+{
+    tailnet_addr a;
+    uint32_t     i;
+    unsigned     k;
+    size_t       index;
+    char         id[16];
+    for (i = 0; i < W->count; i++)
+        for (k = 0; k < W->m[i].ip_count; k++) {
+            snprintf(id, sizeof id, "%u", (unsigned)(W->m[i].ips[k] & 0x3fffffu));
+            addr4(&a, W->m[i].ips[k], 0);
+            if (node_by_name(W->h, id) == NULL && tailnet_find_peer_by_ip(m->n, &a, &index))
+                wrong("%s still knows %s, which was removed", m->name, W->m[i].name);
+        }
+}
+
+/* Has the newest filter certainly arrived, and who is there? */
+static void note_server(machine *m)
 {
     size_t i;
-    if (m->policy + 1 >= W->policy_count) return;
+    if (m->clock == W->h->clock || W->count > SIM_MASKED || m->touched) return;
     for (i = 0; i < W->h->conn_count; i++) {
         conn    *c = &W->h->conns[i];
         wire    *w;
@@ -284,6 +300,9 @@ static void note_policy(machine *m)
             s->first || s->policy_seen < W->h->policy_clock || w->down.bytes != 0)
             continue;
         m->policy = (uint32_t)W->policy_count - 1;
+        if (s->checked != W->h->clock) continue;
+        m->clock = W->h->clock;
+        check_removed(m);
     }
 }
 
@@ -304,7 +323,8 @@ static void node_turned(machine *m, bool spurious, unsigned curves, uint64_t out
     bool idle = curves == 0 && outputs == m->outputs && events == 0;
     if (curves > MOST_CURVES) wrong("%s: %u X25519 in one poll", m->name, curves);
     if (spurious && !idle)
-        wrong("%s: a poll at %lu did something (%s, events %x, %u curves), its deadline was %lu",
+        wrong("%s: a poll at %lu did something (%s, events %x, %u curves), its deadline was "
+              "%lu",
               m->name, (unsigned long)node_now(m), m->did, (unsigned)events, curves,
               (unsigned long)m->deadline_ms);
     if (!m->touched && m->last_poll_ms == W->now_ms && !spurious) {
@@ -342,7 +362,7 @@ static void node_poll(machine *m, bool spurious)
     if (!spurious) m->touched = false;
     m->last_poll_ms = W->now_ms;
     node_check(m);
-    note_policy(m);
+    note_server(m);
     for (i = 0; i < SIM_LINKS; i++) {
         wire *c = m->wires[i];
         if (c == NULL || !c->blocked) continue;

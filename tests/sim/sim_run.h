@@ -165,7 +165,8 @@ static void heal(void)
         if (was) set_prefs(m);
         set_wanted(m, true);
         if (m->removed) do_login(m);
-        node_network(m, true);
+        node_network(m, m->moved);
+        m->moved = false;
     }
     f.every_ms = 1000;
     f.size     = 100;
@@ -276,7 +277,6 @@ static void check_talk(void)
 static void check_direct(void)
 {
     uint32_t i, k;
-    if (getenv("SIM_RELAYED") != NULL) return;
     for (i = 0; i < W->count; i++)
         for (k = 0; k < W->count; k++) {
             machine *a = &W->m[i], *b = &W->m[k];
@@ -380,14 +380,18 @@ static world *world_make(uint64_t seed, uint32_t room)
     return W;
 }
 
+/* The time that nodes have lived; once, at the end. */
+static void world_sum(void)
+{
+    uint32_t i;
+    for (i = 0; i < W->count; i++)
+        if (W->m[i].n != NULL) W->node_ms += W->now_ms - W->m[i].boot_ms;
+}
+
 static void world_end(void)
 {
     size_t i;
-    for (i = 0; i < W->count; i++) {
-        machine *m = &W->m[i];
-        if (m->n != NULL) W->node_ms += W->now_ms - m->boot_ms;
-        free(m->block);
-    }
+    for (i = 0; i < W->count; i++) free(W->m[i].block);
     for (i = 0; i < W->heap.count; i++)
         if (W->heap.list[i].kind == EV_GRAM) free(W->heap.list[i].thing);
     for (i = 0; i < W->wire_count; i++) {

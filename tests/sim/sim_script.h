@@ -334,6 +334,7 @@ static void roam(machine *m, uint32_t box, bool know)
     if (m->has6) m->ip6[6]++;
     memset(m->fw, 0, sizeof m->fw);
     net_kill_wires(m);
+    m->moved = !know;
     if (know) node_network(m, true);
 }
 

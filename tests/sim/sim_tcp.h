@@ -32,6 +32,7 @@ static ssize_t sim_getrandom(void *dst, size_t len)
 /* The server will have a turn at that time. */
 static void server_wake(uint64_t at_ms)
 {
+    if (W->count > SIM_MASKED) at_ms = (at_ms / 20 + 1) * 20;   /* a crowd: by batches     */
     if (at_ms >= W->server_next_ms) return;
     W->server_next_ms = at_ms;
     plan(at_ms, EV_SERVER, 0, 0, NULL);

@@ -209,6 +209,8 @@ typedef struct machine {
     unsigned      ip_count;
     uint8_t       key[32];                  /* of the node, as it last knew it             */
     bool          shields, relay_only;
+    bool          moved;                    /* to another network, and does not know it    */
+    uint32_t      clock;                    /* of the server, up to which it has heard     */
     bool          forwarded;                /* its router forwards its port                */
     uint64_t      lost_ms[SIM_MASKED];      /* when a node left it                         */
     uint32_t      policy;                   /* index of the policy it is sure to have      */

@@ -16,7 +16,7 @@ typedef struct world {
     tn_net_world  x;
     tn_map        map;
     tn_map_region relays[RELAYS];
-    tn_latency    memory[2 * REGIONS];
+    tn_net_region memory[REGIONS];
     uint64_t      now;
     uint32_t      ms4[REGIONS + 1], ms6[REGIONS + 1];   /* by region; 0: no answer */
     unsigned      lose;                     /* the first n tries of each set      */
@@ -220,7 +220,7 @@ static void test_full_round(void)
     CHECK(w->rounds == 1 && w->n.udp && w->n.ip4 && !w->n.ip6 && w->n.varies == 1);
     CHECK(w->sent == 4 && w->sent6 == 0);       /* one each, a gap per set */
     CHECK(w->times[1] == w->times[0] + 10 && w->times[3] == w->times[0] + 30);
-    CHECK(w->memory[0].region == 1 && w->memory[0].v4_ms == 20 && w->memory[2].v4_ms == 60);
+    CHECK(w->memory[0].id == 1 && w->memory[0].ms[0] == 20 && w->memory[2].ms[0] == 60);
     CHECK(w->n.last_ms < t0 + 200 && tn_net_fresh(&w->n, w->now));
     ip4(&seen, 0xcb007109, 5000);
     ip4(&local, 0x0a000005, 41641);
@@ -237,15 +237,15 @@ static void test_loss(void)
     begin(w, 3);
     w->lose = 2;
     run(w, 3100);
-    CHECK(w->n.udp && w->sent == 9 && w->memory[2].v4_ms == 60 && w->memory[0].v4_ms == 20);
+    CHECK(w->n.udp && w->sent == 9 && w->memory[2].ms[0] == 60 && w->memory[0].ms[0] == 20);
     CHECK(w->times[2] == w->times[0] + 20 && w->times[3] == w->times[0] + 100);
 
     w->lose = 3;                            /* none of the full round gets through */
     round_now(w, true);
-    CHECK(!w->n.udp && w->sent == 9 && w->memory[0].v4_ms == 0);
+    CHECK(!w->n.udp && w->sent == 9 && w->memory[0].ms[0] == 0);
     w->lose = 0;                            /* what was known comes back */
     round_now(w, false);
-    CHECK(w->n.udp && w->memory[0].v4_ms == 20);
+    CHECK(w->n.udp && w->memory[0].ms[0] == 20);
 }
 
 static void test_no_udp(void)
@@ -273,7 +273,7 @@ static void test_no_relay(void)
     w->relays[0].flags |= TN_MAP_REGION_NOT_HOME;
     w->relays[1].stun_port = 0;
     run(w, 100);
-    CHECK(w->rounds == 1 && w->sent == 0 && w->memory[0].region == 2);
+    CHECK(w->rounds == 1 && w->sent == 0 && w->memory[0].id == 2);
     begin(w, 1);
     w->relays[0].flags |= TN_MAP_REGION_NO4;
     run(w, 100);
@@ -289,7 +289,7 @@ static void test_only_ip6(void)
     memcpy(w->ms6, w->ms4, sizeof w->ms6);
     run(w, 3100);
     CHECK(w->n.udp && w->n.ip6 && !w->n.ip4 && w->sent4 == 0 && w->sent6 == 3);
-    CHECK(w->n.varies == 0 && w->memory[1].v6_ms == 40 && w->memory[1].v4_ms == 0);
+    CHECK(w->n.varies == 0 && w->memory[1].ms[1] == 40 && w->memory[1].ms[0] == 0);
     ip6(&seen, 0x2001, 99, 41642);
     CHECK(endpoints(w) == 1 && has(w, &seen, 2));       /* own and STUN are one */
     w->x.home = 3;
@@ -304,7 +304,7 @@ static void test_both_families(void)
     own(w, true, true, false, false);
     w->ms6[1] = w->ms6[2] = w->ms6[3] = 15;
     run(w, 3100);
-    CHECK(w->n.ip6 && w->n.ip4 && w->memory[0].v6_ms == 15 && w->memory[0].v4_ms == 20);
+    CHECK(w->n.ip6 && w->n.ip4 && w->memory[0].ms[1] == 15 && w->memory[0].ms[0] == 20);
     w->x.home = 3;                          /* the nearest two and home are asked */
     round_now(w, false);
     CHECK(w->n.ip4 && w->n.ip6 && w->sent <= 12 && w->sent >= 6);
@@ -343,7 +343,7 @@ static void test_enough(void)
     w->ms4[8] = 1500;
     run(w, 3100);
     CHECK(w->rounds == 1 && w->n.last_ms == w->n.start_ms + 80 + 120);
-    CHECK(w->memory[7].v4_ms == 0 && w->memory[2].v4_ms == 60);
+    CHECK(w->memory[7].ms[0] == 0 && w->memory[2].ms[0] == 60);
     w->x.home = 8;
     round_now(w, false);
     CHECK(w->n.last_ms == w->n.start_ms + 60 + 60);
@@ -352,7 +352,7 @@ static void test_enough(void)
     w->ms4[1] = w->ms4[2] = w->ms4[3] = 12;
     w->ms4[8] = 3;
     run(w, 3100);
-    CHECK(w->memory[7].v4_ms == 3 && tn_net_prefer(&w->n, &w->x, w->now) == 8);
+    CHECK(w->memory[7].ms[0] == 3 && tn_net_prefer(&w->n, &w->x, w->now) == 8);
 }
 
 /* Relays of a region take turns; those without STUN or without that family do not count. */
@@ -368,7 +368,7 @@ static void test_turns(void)
     w->ms4[1]              = 30;
     w->lose                = 2;
     run(w, 3100);
-    CHECK(w->sent == 3 && w->n.udp && w->memory[0].v4_ms == 30);
+    CHECK(w->sent == 3 && w->n.udp && w->memory[0].ms[0] == 30);
 }
 
 static void test_one_region(void)
@@ -384,7 +384,7 @@ static void test_one_region(void)
     CHECK(!w->n.udp);
     w->ms4[1] = 500;
     round_now(w, false);
-    CHECK(w->n.udp && w->memory[0].v4_ms == 500);
+    CHECK(w->n.udp && w->memory[0].ms[0] == 500);
 }
 
 /* ---- when ---- */
@@ -619,7 +619,7 @@ static void test_network(void)
     turn(w);
     CHECK(w->n.busy);
     own(w, true, false, false, true);       /* another network, in the middle of a round */
-    CHECK(!has(w, &seen, 2) && endpoints(w) == 1 && !w->n.busy && w->memory[0].v4_ms == 0);
+    CHECK(!has(w, &seen, 2) && endpoints(w) == 1 && !w->n.busy && w->memory[0].ms[0] == 0);
     CHECK(w->n.pending == TN_NET_FULL && tn_net_deadline(&w->n, &w->x) == 0 && !w->n.udp);
     CHECK(!tn_net_fresh(&w->n, w->now));
     w->rounds = 0;
@@ -657,7 +657,7 @@ static void test_map_changes(void)
     (void)relay(w, 5, 7, 0);
     w->ms4[7] = 10;
     round_now(w, true);
-    CHECK(w->memory[0].region == 7 && w->memory[0].v4_ms == 10 && w->memory[1].v4_ms == 40);
+    CHECK(w->memory[0].id == 7 && w->memory[0].ms[0] == 10 && w->memory[1].ms[0] == 40);
     CHECK(tn_net_prefer(&w->n, &w->x, w->now) == 7);
     (void)relay(w, 0, 1, 0);                /* in the middle of a round a region goes */
     tn_net_trigger(&w->n, true);
@@ -674,20 +674,20 @@ static void test_names(void)
     begin(w, 3);
     w->relays[0].flags = w->relays[1].flags = 0;
     run(w, 3100);
-    CHECK(w->asked == 2 && w->n.udp && w->memory[0].v4_ms == 20 && w->memory[1].v4_ms == 40);
+    CHECK(w->asked == 2 && w->n.udp && w->memory[0].ms[0] == 20 && w->memory[1].ms[0] == 40);
     round_now(w, false);
-    CHECK(w->asked == 2 && w->memory[0].v4_ms == 20);   /* remembered */
+    CHECK(w->asked == 2 && w->memory[0].ms[0] == 20);   /* remembered */
     round_now(w, true);
     CHECK(w->asked == 4);
     w->no_dns = true;
     round_now(w, true);
-    CHECK(w->memory[0].v4_ms == 0 && w->memory[2].v4_ms == 60);
+    CHECK(w->memory[0].ms[0] == 0 && w->memory[2].ms[0] == 60);
     CHECK(w->n.last_ms == w->n.start_ms + 80);
 
     begin(w, 5);                            /* more names than places */
     w->relays[0].flags = w->relays[1].flags = w->relays[2].flags = w->relays[3].flags = 0;
     run(w, 3100);
-    CHECK(w->n.answered >= 3 && w->memory[0].v4_ms == 20 && w->memory[1].v4_ms == 40);
+    CHECK(w->n.answered >= 3 && w->memory[0].ms[0] == 20 && w->memory[1].ms[0] == 40);
 
     begin(w, 1);                            /* a literal in the place of a name */
     w->relays[0].flags = 0;
@@ -720,7 +720,7 @@ static void test_slow_names(void)
     CHECK(!tn_net_resolved(&w->n, w->query + 1, a, 2));
     CHECK(tn_net_resolved(&w->n, w->query, a, 2));
     run(w, 1000);
-    CHECK(w->rounds == 1 && w->memory[0].v4_ms == 20);  /* without the time of the look-up */
+    CHECK(w->rounds == 1 && w->memory[0].ms[0] == 20);  /* without the time of the look-up */
 
     tn_net_trigger(&w->n, true);            /* never answered: the round ends, the next asks */
     run(w, 3100);
@@ -777,9 +777,9 @@ static void test_forged(void)
     CHECK(!tn_net_input(&w->n, bad, tn_wr_len(&t), w->now) && w->n.got[0] == 0);
 
     w->now += 17;
-    CHECK(tn_net_input(&w->n, good, len, w->now) && w->memory[0].v4_ms == 17);
+    CHECK(tn_net_input(&w->n, good, len, w->now) && w->memory[0].ms[0] == 17);
     w->now += 5;                            /* twice: once */
-    CHECK(tn_net_input(&w->n, good, len, w->now) && w->memory[0].v4_ms == 17 && w->n.got[0] == 1);
+    CHECK(tn_net_input(&w->n, good, len, w->now) && w->memory[0].ms[0] == 17 && w->n.got[0] == 1);
     run(w, 3100);
     CHECK(!tn_net_input(&w->n, good, len, w->now));     /* after its round */
     tn_net_trigger(&w->n, true);
@@ -830,13 +830,13 @@ static uint16_t feed(world *w, const report *r)
     w->now = t0 + (uint64_t)r->t_s * 1000 - 100;
     tn_net_trigger(&w->n, true);
     w->ms4[1] = w->ms4[2] = 0;              /* the answers are ours */
-    for (i = 0; i < 2; i++) w->memory[i].region = (uint16_t)(i + 1);
+    for (i = 0; i < 2; i++) w->memory[i].id = (uint16_t)(i + 1);
     turn(w);
     CHECK(w->n.busy && w->n.start_ms == w->now);
     w->now += 100;
     for (region = 0; region < 2; region++) {
         if (r->ms[region] == 0) continue;
-        tn_net_close(&w->n, 2 * region, r->ms[region]);
+        tn_net_close(&w->memory[region], 0, r->ms[region]);
         w->n.got[0]++;
     }
     tn_net_finish(&w->n, w->now, 0);
@@ -925,7 +925,7 @@ static void test_history(void)
     r.t_s = 5000;                           /* long after: nothing old counts */
     r.ms[0] = 300;
     w->x.home = 0;
-    CHECK(feed(w, &r) == 2 && w->n.least[1][0] == 0 && w->n.least[0][0] == 300);
+    CHECK(feed(w, &r) == 2 && w->memory[0].least[1] == 0 && w->memory[0].least[0] == 300);
 }
 
 /* Whatever comes: one round at a time, limits hold, nothing is sent while silent. */

@@ -1658,12 +1658,12 @@ static void buckets(void)
     uint64_t            full = 0;
     unsigned            i;
 
-    for (i = 0; i < 6; i++) CHECK(tn_wg_take(&full, 333, 1000, 6));
-    CHECK(!tn_wg_take(&full, 333, 1000, 6));
-    CHECK(!tn_wg_take(&full, 333, 1332, 6));
-    CHECK(tn_wg_take(&full, 333, 1333, 6) && !tn_wg_take(&full, 333, 1333, 6));
+    for (i = 0; i < 6; i++) CHECK(tn_wg_take(&full, 1000, 333, 6));
+    CHECK(!tn_wg_take(&full, 1000, 333, 6));
+    CHECK(!tn_wg_take(&full, 1332, 333, 6));
+    CHECK(tn_wg_take(&full, 1333, 333, 6) && !tn_wg_take(&full, 1333, 333, 6));
     full = 0;
-    CHECK(tn_wg_take(&full, 10, 0, 1) && !tn_wg_take(&full, 10, 9, 1));
+    CHECK(tn_wg_take(&full, 0, 10, 1) && !tn_wg_take(&full, 9, 10, 1));
     CHECK(tn_wg_take(&full, 10, 10, 1));
 
     tn_wg_device_init(&d, key, 0);
