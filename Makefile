@@ -20,7 +20,7 @@ HEADERS = tailnet.h tailnet_platform_posix.h
 .POSIX:
 .SUFFIXES:
 .PHONY: all check demo test tidy compile unit san arm size fuzz filterdiff interop bench \
-	lint examples deps clean help sim natlab portmap
+	lint examples deps clean help sim natlab portmap broken
 
 all: check
 
@@ -78,7 +78,7 @@ interop: ## with headscale, tailscaled and derper on this machine; ARGS="-k name
 	$(Q)tests/interop/build
 	$(Q)tests/interop/run.py $(ARGS)
 
-sim: ## whole tailnets in virtual time, from seeds; ARGS="--seed 7 -v"
+sim: ## whole tailnets in virtual time, from seeds; ARGS=seeds|matrix|many|san|cross
 	$(Q)$(T)/deps check
 	$(Q)$(T)/sim $(ARGS)
 
@@ -91,6 +91,11 @@ natlab: ## behind real NATs, beside the Go client; ARGS="-k name"
 portmap: ## port mapping with miniupnpd: NAT-PMP, PCP, UPnP
 	$(Q)$(T)/deps interop
 	$(Q)tests/interop/portmap.py
+
+broken: ## each interop test has to fail when its thing is broken; ARGS="-k name"
+	$(Q)$(T)/deps interop
+	$(Q)tests/interop/build
+	$(Q)tests/interop/broken.py $(ARGS)
 
 bench: ## join time, memory and relay speed, side by side with tailscaled
 	$(Q)$(T)/deps interop

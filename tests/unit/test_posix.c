@@ -723,6 +723,9 @@ static void run_arrives(const uint16_t *lens, size_t count)
     CHECK(tailnet_posix_addr_parse(&to, "127.0.0.1"));
     fd = udp_local(&to.port);
     tnp_option(fd, SOL_SOCKET, SO_RCVBUF, 1 << 20);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    posix.gso_at_ms = UINT64_MAX;           /* emulators hand its length on as the bytes lie */
+#endif
     CHECK(tnp_io_udp_output(&posix, &to, run, count) == 0);
     for (i = 0; i < count; i++) {
         CHECK(recv(fd, got, sizeof got, 0) == lens[i]);
