@@ -13910,7 +13910,7 @@ static void tn_map_item_payload(tn_map_item *w, const tn_map_value *v)
     size_t   i;
     w->payload_len = 0;
     if (v->cut) w->flags |= 1u << TN_MAP_ITEM_BAD;
-    for (i = 0; i < v->len && v->text[i] != '='; i++) {
+    for (i = 0; i < v->len && v->text[i] != '=' && (w->flags >> TN_MAP_ITEM_BAD & 1u) == 0; i++) {
         unsigned c = (unsigned char)v->text[i], l = (c | 32u) - 'a';
         unsigned d = l < 26 ? (c < 'a' ? l : l + 26) : c - 48u < 10u ? c + 4u :
                      c == '+' ? 62u : c == '/' ? 63u : 64u;

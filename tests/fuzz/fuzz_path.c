@@ -86,7 +86,8 @@ static void pong(void)
     news = tn_path_pong_in(&x.p, w.tx, (how & 3) == 2, x.now, &got);
     if (news == 0) return;
     DEMAND((how & 3) != 3 && tn_addr_same(&got.to, &w.to));
-    DEMAND(x.now - x.sent_at[k] < TN_PATH_PING_MS && got.latency_ms >= 1);
+    /* Ages are of 32 bits: right for 49 days, and after that an old pong is only old. */
+    DEMAND((uint32_t)(x.now - x.sent_at[k]) < TN_PATH_PING_MS && got.latency_ms >= 1);
     DEMAND((how & 3) != 2 || news == TN_PATH_MINE);
     DEMAND(tn_path_pong_in(&x.p, w.tx, false, x.now, &got) == 0);
     if ((news & TN_PATH_CHANGED) != 0) {

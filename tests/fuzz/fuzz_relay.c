@@ -86,7 +86,7 @@ static void choose(uint32_t v)
 static void poll_it(uint32_t v)
 {
     tn_relay_wish wish;
-    unsigned      turns = 0, i;
+    unsigned      turns = 0, rounds, i;
     uint64_t      at;
     while (tn_relay_step(&w.r, w.now, &wish)) {
         DEMAND(++turns < 50 && wish.slot < w.r.count);
@@ -100,10 +100,14 @@ static void poll_it(uint32_t v)
         else if ((v & 6) == 2) tn_relay_later(&w.r, wish.slot, w.now);
     }
     if (tn_relay_wants_choice(&w.r, w.now)) choose(0xffff00u | v);
-    for (i = 0; i < w.r.count; i++) write_out(i, RECORD, true);
-    while (tn_relay_step(&w.r, w.now, &wish)) {         /* what a failed login closes */
-        DEMAND(++turns < 99);
-        if (wish.kind == TN_RELAY_DO_CLOSE) tn_relay_closed(&w.r, wish.slot, w.now, v | 0xffffu);
+    /* What a failed login closes; and what a move that followed has to say. */
+    for (rounds = 0; rounds < 3; rounds++) {
+        for (i = 0; i < w.r.count; i++) write_out(i, RECORD, true);
+        while (tn_relay_step(&w.r, w.now, &wish)) {
+            DEMAND(++turns < 99);
+            if (wish.kind == TN_RELAY_DO_CLOSE)
+                tn_relay_closed(&w.r, wish.slot, w.now, v | 0xffffu);
+        }
     }
     at = tn_relay_deadline(&w.r);
     for (i = 0; i < w.r.count; i++) {

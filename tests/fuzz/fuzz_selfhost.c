@@ -65,7 +65,7 @@ static void as_relay(conn *c, node *n)
     relay_of(c)->derp.begun   = true;
     relay_of(c)->keepalive_ms = TN_NEVER;
     memcpy(relay_of(c)->key, n->key, 32);
-    n->relay = c;
+    n->relay[c->region] = c;
 }
 
 static void as_control(conn *c, const node *n)

@@ -893,6 +893,8 @@ static void pings(void)
             CHECK(say(text) == TN_MAP_OK && (last == TN_MAP_PING) == (len < TN_MAP_TEXT));
         }
         CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"a b\"}}") == TN_MAP_OK && last == TN_MAP_OK);
+        CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{\"URL\":\"b64\",\"Payload\":\"!!!!!!AA\"}}") ==
+                  TN_MAP_OK && last == TN_MAP_OK);                  /* no base64 */
         CHECK(say("{\"KeepAlive\":true,\"PingRequest\":{}}") == TN_MAP_OK && last == TN_MAP_OK);
     }
     cut_mode = 0;
