@@ -447,17 +447,25 @@ static void turns(uint32_t ms)
     }
 }
 
-static int listen_local(uint16_t *port)
+/* A socket on loopback, with the port it got. */
+static int local_socket(int type, uint16_t *port)
 {
     struct sockaddr_in sa;
     socklen_t          len = (socklen_t)sizeof sa;
-    int                fd  = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    int                fd  = socket(AF_INET, type | SOCK_NONBLOCK, 0);
     memset(&sa, 0, sizeof sa);
     sa.sin_family      = AF_INET;
     sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    CHECK(bind(fd, (const struct sockaddr *)&sa, sizeof sa) == 0 && listen(fd, 4) == 0);
+    CHECK(bind(fd, (const struct sockaddr *)&sa, sizeof sa) == 0);
     CHECK(getsockname(fd, (struct sockaddr *)&sa, &len) == 0);
     *port = ntohs(sa.sin_port);
+    return fd;
+}
+
+static int listen_local(uint16_t *port)
+{
+    int fd = local_socket(SOCK_STREAM, port);
+    CHECK(listen(fd, 4) == 0);
     return fd;
 }
 
@@ -679,19 +687,7 @@ static void addresses_in_turn(void)
 
 /* ---- Datagrams ----------------------------------------------------------------------------- */
 
-static int udp_local(uint16_t *port)
-{
-    struct sockaddr_in sa;
-    socklen_t          len = (socklen_t)sizeof sa;
-    int                fd  = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
-    memset(&sa, 0, sizeof sa);
-    sa.sin_family      = AF_INET;
-    sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    CHECK(bind(fd, (const struct sockaddr *)&sa, sizeof sa) == 0);
-    CHECK(getsockname(fd, (struct sockaddr *)&sa, &len) == 0);
-    *port = ntohs(sa.sin_port);
-    return fd;
-}
+static int udp_local(uint16_t *port) { return local_socket(SOCK_DGRAM, port); }
 
 enum { RUN = 130, LONGEST = 1400 };
 
