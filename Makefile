@@ -15,12 +15,12 @@ Q_0     = @
 Q_1     =
 Q       = $(Q_$(V))
 T       = tests/tools
-HEADERS = tailnet.h tailnet_platform_posix.h
+HEADERS = tailnet.h tailnet_platform_posix.h tailnet_platform_lwip.h
 
 .POSIX:
 .SUFFIXES:
 .PHONY: all check demo test tidy compile unit san arm size fuzz filterdiff interop bench \
-	lint examples deps clean help sim natlab portmap broken
+	lint examples deps clean help sim natlab portmap broken lwip overlay firmware port packaging
 
 all: check
 
@@ -61,7 +61,7 @@ arm: ## unit tests on a 32-bit and on a big-endian processor, emulated
 	$(Q)$(T)/unit i686
 	$(Q)$(T)/unit s390x
 
-size: ## flash per room, RAM per struct, deepest stack; writes docs/sizes.md
+size: ## flash, RAM, stack, instructions on seven processors; writes docs/sizes.md
 	$(Q)$(T)/deps size
 	$(Q)$(T)/size
 
@@ -78,7 +78,7 @@ interop: ## with headscale, tailscaled and derper on this machine; ARGS="-k name
 	$(Q)tests/interop/build
 	$(Q)tests/interop/run.py $(ARGS)
 
-sim: ## whole tailnets in virtual time, from seeds; ARGS=seeds|matrix|many|san|cross
+sim: ## whole tailnets in virtual time, from seeds; ARGS=seeds|matrix|many|big|san|cross
 	$(Q)$(T)/deps check
 	$(Q)$(T)/sim $(ARGS)
 
@@ -96,6 +96,28 @@ broken: ## each interop test has to fail when its thing is broken; ARGS="-k name
 	$(Q)$(T)/deps interop
 	$(Q)tests/interop/build
 	$(Q)tests/interop/broken.py $(ARGS)
+
+lwip: ## tailnet_platform_lwip.h with lwIP 2.1 and 2.2, with and without an OS
+	$(Q)$(T)/deps lwip
+	$(Q)$(T)/lwip
+
+overlay: ## echo, dial, http, SOCKS5 on lwIP, with the Go client and a browser; ARGS="-k name"
+	$(Q)$(T)/deps overlay
+	$(Q)tests/interop/build
+	$(Q)tests/interop/overlay.py $(ARGS)
+
+firmware: ## bare-metal images in QEMU join headscale, are reset, idle a day; ARGS="-k name"
+	$(Q)$(T)/deps firmware
+	$(Q)tests/interop/build
+	$(Q)tests/firmware/run.py $(ARGS)
+
+port: ## unit tests with more compilers, byte orders, C libraries; ARGS="--all" "m68k"
+	$(Q)$(T)/deps port
+	$(Q)$(T)/port $(ARGS)
+
+packaging: ## the library laid out for CMake, ESP-IDF, Zephyr, Arduino, PlatformIO, and built
+	$(Q)$(T)/deps packaging
+	$(Q)$(T)/packaging
 
 bench: ## join time, memory and relay speed, side by side with tailscaled
 	$(Q)$(T)/deps interop

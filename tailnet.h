@@ -126,11 +126,12 @@
  * server may send records of 16 KB, and BearSSL needs a record whole, so each TLS
  * engine takes 22 KB. Hence two numbers: max_links (connections) and max_tls
  * (engines). A device does with 2 and 1: the server's key is fetched over TLS,
- * then control goes over port 80, where Noise protects it, and the engine serves
- * the relay. That works where the control URL names no port; else, and with
- * control_tls, control needs an engine for good: max_tls 2. tls_memory may lie in
- * slow external RAM. tls_by_caller needs no engine at all: a modem or the RTOS
- * then does TLS, and has to verify names and pins as tailnet_dial says.
+ * then control goes over port 80 (or control_http_port), where Noise protects it,
+ * and the engine serves the relay. That works where the control URL names no port,
+ * or control_http_port does; else, and with control_tls, control needs an engine
+ * for good: max_tls 2. tls_memory may lie in slow external RAM. tls_by_caller needs
+ * no engine at all: a modem or the RTOS then does TLS, and has to verify names and
+ * pins as tailnet_dial says.
  *
  * Peers beyond max_peers are counted and passed over; a packet to or from one of
  * them makes the library read the map again and take it in (design: the peers in
@@ -207,15 +208,18 @@
  * Inputs do symmetric work only. tailnet_poll does at most one handshake message
  * (up to five X25519), one relay login (one) or one step of a TLS handshake, then
  * reports deadline 0 if more waits; opening the control channel (up to four) may
- * fall into the same poll. The longest step is a certificate signature: 12 (or, with
- * TAILNET_SLOW_MULTIPLY, 23) million instructions on a Cortex-M; let a watchdog
- * allow for it.
+ * fall into the same poll. The longest step is that of a TLS handshake in which the
+ * server's certificates come: on a Cortex-M4 8 million instructions with RSA-2048, 28
+ * with P-256, 79 when an intermediate has P-384, as Let's Encrypt's do; on RV32 half as
+ * much again. Let a watchdog allow for it.
  *
  * 11. MACROS, all optional, defined before the include that implements
  *
  *   TAILNET_STATIC         the functions are static
  *   TAILNET_ASSERT(x)      default assert(), nothing with NDEBUG
  *   TAILNET_NO_STRINGS     no sentences for results
+ *   TAILNET_DIRECT         0: all traffic by relays, as with prefs.relay_only, without
+ *                          the code for direct paths (11 KB); default 1
  *   TAILNET_DNS            1: the name service; default 1 on hosts, 0 on devices
  *   TAILNET_PORTMAP        1: NAT-PMP and PCP; default 1 on hosts, 0 on devices
  *   TAILNET_UPNP           1: UPnP too, over one more link; default as TAILNET_PORTMAP
@@ -229,20 +233,25 @@
  *   TAILNET_REPLAY_BITS    reordering that WireGuard allows: 2048
  *   TAILNET_BATCH          packets encrypted in one go: 4, 64-bit machines 64
  *   TAILNET_TLS_OUT        plaintext of one TLS record: 2048
+ *   TAILNET_TLS_AES        1: AES-GCM too, for servers that insist on it (3.7 KB); default
+ *                          1 on hosts, 0 on devices
+ *   TAILNET_CONTROL_RECORD longest TLS record that control may send: 16384. With max_tls 2
+ *                          and 6000 its engine takes 10 KB less: enough for servers with
+ *                          their own certificate, not behind a reverse proxy
  *   TAILNET_X25519, TAILNET_AEAD_SEAL, TAILNET_AEAD_OPEN, TAILNET_BLAKE2S_BLOCK,
  *   TAILNET_HCHACHA20, TAILNET_BOX_SEAL, TAILNET_BOX_OPEN, TAILNET_SHA256
  *                          an accelerator of yours; see >>crypto
  *
- * None of them changes a public struct; TAILNET_DNS, _PORTMAP, _MAX_CANDIDATES and the
- * like change what a node needs: take tailnet_memory_needed then, not the constant.
+ * None of them changes a public struct; TAILNET_DNS, _DIRECT, _PORTMAP and the like
+ * change what a node needs: take tailnet_memory_needed then, not the constant.
  *
  * 12. WHAT IT DOES NOT DO (yet)
  *
  * Peer relays, probing the path MTU, Tailnet Lock (a node whose key has to be signed
  * is refused with TAILNET_ERR_UNSUPPORTED; signatures of peers are not checked),
  * being reached as subnet router beyond the filter, Taildrop, SSH, Funnel. A page that
- * the server asks to be visited needs a link of its own: with max_links 2 and a relay
- * it is not visited. TLS is 1.2; a control server behind a proxy that insists on 1.3
+ * the server asks to be visited needs a link of its own: with max_links 2 the relay makes
+ * place for a moment. TLS is 1.2; a control server behind a proxy that insists on 1.3
  * cannot be reached.
  *
  * 13. WHEN IT DOES NOT WORK
@@ -254,6 +263,8 @@
  *                            54            the certificate has expired, or the clock is off
  *                            56            it is for another name or address
  *                            1000          it is not the pinned one
+ *              ERR_TOO_BIG   a size        a record longer than TAILNET_CONTROL_RECORD
+ *   "proxy"    ERR_DENIED    HTTP status   it refused (407: user or password)
  *   "key"      any           HTTP status   the server's key could not be had
  *   "noise"    ERR_FORGED    0             the server has another key than we were told
  *   "control"  ERR_CONTROL   200           refused; problem.text has the server's words
@@ -574,6 +585,8 @@ typedef struct tailnet_desc {
     uint8_t       max_links;        /* TCP connections, default 2, at least 2  */
     uint8_t       max_tls;          /* of these with TLS at a time, default 1  */
     uint16_t      mtu;              /* inner MTU, default 1280                 */
+    uint16_t      control_http_port;/* control in the clear goes there; 0: to  */
+                                    /*   80, if control_url names no port      */
     uint16_t      capability_version;
     bool          ephemeral;        /* forget us when we go                    */
     bool          control_tls;      /* control never in the clear on port 80   */
@@ -607,12 +620,15 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
  *     static TAILNET_MEMORY(memory, 16, 4, 2, 1);
  *     desc.memory = &memory; desc.memory_size = sizeof memory; */
 #define TAILNET_MEMORY_SIZE(peers, sessions, links, tls)                              \
-    (21684ul + TAILNET_MEMORY_HOST * 3248ul + TAILNET_MEMORY_WIDE * 3000ul +          \
+    (21708ul + TAILNET_MEMORY_HOST * 3384ul + TAILNET_MEMORY_WIDE * 3032ul +          \
+     TAILNET_MEMORY_ENUMS * 56ul +                                                    \
      (peers) * (207ul + TAILNET_MEMORY_HOST * 196ul + TAILNET_MEMORY_WIDE * 4ul) +    \
-     (sessions) * (1353ul + TAILNET_MEMORY_HOST * 4ul + TAILNET_MEMORY_WIDE * 12ul) + \
-     (links) * (520ul + TAILNET_MEMORY_HOST * 8ul + TAILNET_MEMORY_WIDE * 32ul) +     \
+     (sessions) * (1353ul + TAILNET_MEMORY_HOST * 4ul + TAILNET_MEMORY_WIDE * 12ul +  \
+                   TAILNET_MEMORY_ENUMS * 16ul) +                                     \
+     (links) * (520ul + TAILNET_MEMORY_HOST * 8ul + TAILNET_MEMORY_WIDE * 32ul +      \
+                TAILNET_MEMORY_ENUMS * 24ul) +                                        \
      (tls) * (22296ul + TAILNET_MEMORY_WIDE * 328ul) +                                \
-     ((tls) == 0   ? ((links) - 1) * 5672ul                                           \
+     ((tls) == 0   ? ((links) - 1) * 5680ul                                           \
       : (tls) == 1 ? ((links) < 4 ? TAILNET_MEMORY_CHECK : ((links) - 1) * 1584ul)    \
                    : ((links) - 1) * 1584ul + TAILNET_MEMORY_CHECK))
 #define TAILNET_MEMORY_CHECK (3496ul + TAILNET_MEMORY_WIDE * 256ul)
@@ -622,6 +638,9 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
 #else
 #  define TAILNET_MEMORY_HOST 0ul
 #endif
+/* Devices whose enums are as long as an int. */
+#define TAILNET_MEMORY_ENUMS                                                          \
+    (TAILNET_MEMORY_HOST == 0 && sizeof(tailnet_state) > 1 ? 1ul : 0ul)
 #define TAILNET_MEMORY(name, peers, sessions, links, tls)                       \
     union { unsigned char bytes[TAILNET_MEMORY_SIZE(peers, sessions, links, tls)]; \
             uint64_t align_number; void *align_pointer; } name
@@ -908,6 +927,8 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 /* A condition that stops the build when it is false. */
 #if defined(__cplusplus)
 #  define TN_STATIC_ASSERT(name, x) static_assert(x, #name)
+#elif defined(__PCC__)                       /* it cannot join two offsetof       */
+#  define TN_STATIC_ASSERT(name, x) typedef char tn_assert_##name[1]
 #elif defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L
 #  define TN_STATIC_ASSERT(name, x) _Static_assert(x, #name)
 #else
@@ -921,9 +942,15 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #  define TN_ON_HOST 0
 #endif
 
+/* Direct paths by UDP: 0 or 1. Without them all traffic is relayed, as with
+ * prefs.relay_only, and the code that finds paths is left out. */
+#ifndef TAILNET_DIRECT
+#  define TAILNET_DIRECT 1
+#endif
+
 /* UDP addresses kept per peer as candidates for a direct path: 1..32. */
 #ifndef TAILNET_MAX_CANDIDATES
-#  define TAILNET_MAX_CANDIDATES 8
+#  define TAILNET_MAX_CANDIDATES (TAILNET_DIRECT ? 8 : 1)
 #endif
 
 /* Longest first label of a name that is kept, without its end: 8..63. */
@@ -961,7 +988,7 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #  define TAILNET_DNS TN_ON_HOST
 #endif
 #ifndef TAILNET_PORTMAP
-#  define TAILNET_PORTMAP TN_ON_HOST
+#  define TAILNET_PORTMAP (TN_ON_HOST && TAILNET_DIRECT)
 #endif
 #ifndef TAILNET_UPNP
 #  define TAILNET_UPNP TAILNET_PORTMAP
@@ -972,12 +999,19 @@ TAILNET_API const char *tailnet_result_text(tailnet_result result);
 #  define TAILNET_TLS_OUT 2048
 #endif
 
+/* Largest TLS record of the control server that is taken: 4096..16384. */
+#ifndef TAILNET_CONTROL_RECORD
+#  define TAILNET_CONTROL_RECORD 16384
+#endif
+
 TN_STATIC_ASSERT(char_is_8_bits, (unsigned char)~0u == 255u);
 TN_STATIC_ASSERT(replay_is_power_of_two,
                  TAILNET_REPLAY_BITS >= 64 && TAILNET_REPLAY_BITS <= 8192 &&
                      (TAILNET_REPLAY_BITS & (TAILNET_REPLAY_BITS - 1)) == 0);
 TN_STATIC_ASSERT(name_limit, TAILNET_MAX_NAME >= 8 && TAILNET_MAX_NAME <= 63);
 TN_STATIC_ASSERT(tls_out_limit, TAILNET_TLS_OUT >= 512 && TAILNET_TLS_OUT <= 16384);
+TN_STATIC_ASSERT(control_record_limit,
+                 TAILNET_CONTROL_RECORD >= 4096 && TAILNET_CONTROL_RECORD <= 16384);
 
 /* ======================================================================== *
  * >>base — bytes, time, and the two cursors everything is read and written
@@ -1085,7 +1119,7 @@ typedef struct tn_wr {
     size_t   total;                         /* bytes written, stored or not       */
 } tn_wr;
 
-static void tn_wr_window(tn_wr *w, void *dst, size_t cap, size_t skip)
+static TN_NOINLINE void tn_wr_window(tn_wr *w, void *dst, size_t cap, size_t skip)
 {
     TAILNET_ASSERT(dst != NULL || cap == 0);
     w->base  = (uint8_t *)dst;
@@ -1179,28 +1213,42 @@ static void tn_wr_dec(tn_wr *w, uint64_t v)
     tn_wr_bytes(w, digits + at, sizeof digits - at);
 }
 
+/* The lowest four bits as a hex digit in lower case. */
+static void tn_wr_hex_digit(tn_wr *w, unsigned v)
+{
+    tn_wr_u8(w, (unsigned char)"0123456789abcdef"[v & 15u]);
+}
+
 /* Bytes as lower-case hex. */
 static void tn_wr_hex(tn_wr *w, const uint8_t *src, size_t len)
 {
-    static const char digit[] = "0123456789abcdef";
-    size_t            i;
-    for (i = 0; i < len; i++) {
-        tn_wr_u8(w, (unsigned char)digit[src[i] >> 4]);
-        tn_wr_u8(w, (unsigned char)digit[src[i] & 15]);
+    for (; len != 0; len--, src++) {
+        tn_wr_hex_digit(w, *src >> 4);
+        tn_wr_hex_digit(w, *src);
     }
 }
 
-/* Bytes as standard base64 with padding (RFC 4648 section 4). */
+/* RFC 4648 section 4. */
+static const char tn_base64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/* The value of a digit, 64 for what is none. */
+static unsigned tn_base64_digit(char c)
+{
+    unsigned d = 0;
+    while (d < 64 && tn_base64[d] != c) d++;
+    return d;
+}
+
+/* Bytes as standard base64 with padding. */
 static void tn_wr_base64(tn_wr *w, const uint8_t *src, size_t len)
 {
-    static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t            i, k;
+    size_t i, k;
     for (i = 0; i < len; i += 3) {          /* n bytes fill n + 1 of four digits  */
         uint32_t v = (uint32_t)src[i] << 16;
         if (i + 1 < len) v |= (uint32_t)src[i + 1] << 8;
         if (i + 2 < len) v |= src[i + 2];
         for (k = 0; k < 4; k++, v <<= 6)
-            tn_wr_u8(w, i + k <= len ? (unsigned char)digit[v >> 18 & 63] : (unsigned)'=');
+            tn_wr_u8(w, i + k <= len ? (unsigned char)tn_base64[v >> 18 & 63] : (unsigned)'=');
     }
 }
 
@@ -1306,9 +1354,9 @@ static bool tn_has_byte(const char *text, size_t len, char c)
 }
 
 /* A whole text of decimal digits, no number above most. */
-static bool tn_dec_parse(const char *text, size_t len, uint64_t most, uint64_t *out)
+static bool tn_u32_parse(const char *text, size_t len, uint32_t most, uint32_t *out)
 {
-    uint64_t v = 0;
+    uint32_t v = 0;
     size_t   i;
     if (len == 0) return false;
     for (i = 0; i < len; i++) {
@@ -1316,6 +1364,15 @@ static bool tn_dec_parse(const char *text, size_t len, uint64_t most, uint64_t *
         if (d > 9 || d > most || v > (most - d) / 10) return false;
         v = v * 10 + d;
     }
+    *out = v;
+    return true;
+}
+
+/* The same in 64 bits: goes as soon as nobody needs it. */
+static TN_MAYBE_UNUSED bool tn_dec_parse(const char *text, size_t len, uint64_t most, uint64_t *out)
+{
+    uint32_t v = 0;
+    if (!tn_u32_parse(text, len, (uint32_t)most, &v)) return false;
     *out = v;
     return true;
 }
@@ -1382,47 +1439,42 @@ static size_t tn_ip6_group(const char *text, size_t len, unsigned *out)
     return n;
 }
 
-/* RFC 4291 section 2.2, all three forms; no zone. */
+/* RFC 4291 section 2.2, all three forms; no zone. False leaves out undefined. */
 static bool tn_ip6_parse(uint8_t out[16], const char *text, size_t len)
 {
-    unsigned count = 0, gap = 9, i;
-    size_t   at    = 0;
-    uint8_t  got[16];
+    unsigned used = 0, gap = 17;            /* bytes so far, and before the "::"  */
+    size_t   at   = 0;
 
-    memset(got, 0, sizeof got);
-    if (len >= 2 && text[0] == ':' && text[1] == ':') {
+    memset(out, 0, 16);
+    if (tn_begins(text, len, "::")) {
         gap = 0;
         at  = 2;
     }
-    while (at < len && count < 8) {
+    while (at < len && used < 16) {
         unsigned v;
         size_t   n = tn_ip6_group(text + at, len - at, &v);
         if (n == 0) return false;
         if (at + n < len && text[at + n] == '.') {
-            if (count > 6 || !tn_ip4_parse(got + 2 * count, text + at, len - at)) return false;
-            count += 2;
+            if (used > 12 || !tn_ip4_parse(out + used, text + at, len - at)) return false;
+            used += 4;
             at = len;
             break;
         }
-        got[2 * count]     = (uint8_t)(v >> 8);
-        got[2 * count + 1] = (uint8_t)(v & 0xffu);
-        count++;
+        out[used++] = (uint8_t)(v >> 8);
+        out[used++] = (uint8_t)(v & 0xffu);
         at += n;
         if (at == len) break;
         if (text[at++] != ':' || at == len) return false;
         if (text[at] == ':') {
-            if (gap != 9) return false;
-            gap = count;
+            if (gap != 17) return false;
+            gap = used;
             at++;
         }
     }
-    if (at != len || (gap == 9 ? count != 8 : count > 7)) return false;
-    memset(out, 0, 16);
-    for (i = 0; i < count; i++) {
-        unsigned to = i < gap ? i : i + 8 - count;
-        out[2 * to]     = got[2 * i];
-        out[2 * to + 1] = got[2 * i + 1];
-    }
+    if (at != len || (gap == 17 ? used != 16 : used > 14)) return false;
+    if (used == 16) return true;
+    memmove(out + 16 - used + gap, out + gap, used - gap);  /* what stood behind it   */
+    memset(out + gap, 0, 16 - used);
     return true;
 }
 
@@ -1441,60 +1493,19 @@ static bool tn_ip_parse(tailnet_addr *out, const char *text, size_t len)
 /* "1.2.3.4:5" or "[2001:db8::1]:5". */
 static bool tn_addr_parse(tailnet_addr *out, const char *text, size_t len)
 {
-    size_t   colon = len;
-    uint64_t port  = 0;
-    bool     ok;
+    size_t   colon  = len;
+    unsigned family = 4;
+    uint32_t port;
     while (colon != 0 && text[colon - 1] != ':') colon--;
-    if (colon == 0) return false;
-    if (!tn_dec_parse(text + colon, len - colon, 65535, &port)) return false;
+    if (colon == 0 || !tn_u32_parse(text + colon, len - colon, 65535, &port)) return false;
     colon--;
     if (colon >= 2 && text[0] == '[' && text[colon - 1] == ']') {
-        ok = tn_ip_parse(out, text + 1, colon - 2) && out->family == 6;
-    } else {
-        ok = tn_ip_parse(out, text, colon) && out->family == 4;
+        family = 6;
+        text++;
+        colon -= 2;
     }
+    if (!tn_ip_parse(out, text, colon) || out->family != family) return false;
     out->port = (uint16_t)port;
-    return ok;
-}
-
-/* Clears what lies behind the first bits bits of an address of len bytes. */
-static void tn_ip_mask(uint8_t *ip, unsigned len, unsigned bits)
-{
-    unsigned i;
-    for (i = 0; i < len; i++) {
-        unsigned keep = bits >= 8 * (i + 1) ? 8u : bits > 8 * i ? bits - 8 * i : 0u;
-        ip[i] = (uint8_t)(ip[i] & (0xff00u >> keep));
-    }
-}
-
-/* "10.0.0.0/8", or an address alone, which has all its bits. */
-static bool tn_cidr_parse(tailnet_addr *ip, unsigned *bits, const char *text, size_t len)
-{
-    size_t   slash = 0;
-    uint64_t v;
-    while (slash < len && text[slash] != '/') slash++;
-    if (!tn_ip_parse(ip, text, slash)) return false;
-    v = 8u * tn_ip_len(ip->family);
-    if (slash < len) {
-        text += slash + 1;
-        len -= slash + 1;
-        if ((len > 1 && text[0] == '0') || !tn_dec_parse(text, len, v, &v)) return false;
-    }
-    *bits = (unsigned)v;
-    return true;
-}
-
-/* The same as a prefix, whatever stands behind its bits. */
-static bool tn_prefix_parse(tailnet_prefix *out, const char *text, size_t len)
-{
-    unsigned     bits;
-    tailnet_addr ip;
-    if (!tn_cidr_parse(&ip, &bits, text, len)) return false;
-    memset(out, 0, sizeof *out);
-    out->family = ip.family;
-    out->bits   = (uint8_t)bits;
-    memcpy(out->ip, ip.ip, 16);
-    tn_ip_mask(out->ip, tn_ip_len(ip.family), bits);
     return true;
 }
 
@@ -1504,6 +1515,39 @@ static bool tn_bits_same(const uint8_t *a, const uint8_t *b, unsigned bits)
     unsigned whole = bits / 8, rest = bits % 8;
     if (memcmp(a, b, whole) != 0) return false;
     return rest == 0 || ((a[whole] ^ b[whole]) & (0xff00u >> rest) & 0xffu) == 0;
+}
+
+/* "10.0.0.0/8", or an address alone, which has all its bits. One with bits set behind
+ * the mask is none. */
+static bool tn_cidr_parse(tailnet_addr *ip, unsigned *bits, const char *text, size_t len)
+{
+    size_t   slash = 0;
+    uint32_t v;
+    while (slash < len && text[slash] != '/') slash++;
+    if (!tn_ip_parse(ip, text, slash)) return false;
+    v = 8u * tn_ip_len(ip->family);
+    if (slash < len) {
+        text += slash + 1;
+        len -= slash + 1;
+        if ((len > 1 && text[0] == '0') || !tn_u32_parse(text, len, v, &v)) return false;
+    }
+    *bits = (unsigned)v;
+    for (; v < 8u * tn_ip_len(ip->family); v++)
+        if ((ip->ip[v / 8] & 0x80u >> v % 8) != 0) return false;
+    return true;
+}
+
+/* The same as a prefix. */
+static TN_MAYBE_UNUSED bool tn_prefix_parse(tailnet_prefix *out, const char *text, size_t len)
+{
+    unsigned     bits;
+    tailnet_addr ip;
+    if (!tn_cidr_parse(&ip, &bits, text, len)) return false;
+    memset(out, 0, sizeof *out);
+    out->family = ip.family;
+    out->bits   = (uint8_t)bits;
+    memcpy(out->ip, ip.ip, 16);
+    return true;
 }
 
 static bool tn_prefix_has(const tailnet_prefix *p, const tailnet_addr *ip)
@@ -1518,12 +1562,13 @@ typedef enum tn_addr_kind {
     TN_ADDR_KINDS
 } tn_addr_kind;
 
-static tn_addr_kind tn_addr_kind_of(const tailnet_addr *a)
+static tn_addr_kind tn_ip_kind_of(unsigned family, const uint8_t *ip)
 {
     /* family, bits, kind, the first bytes; the first that fits */
-    static const uint8_t kinds[13][9] = {
+    static const uint8_t kinds[14][9] = {
         { 4, 8, TN_ADDR_NOBODY, 0 },
         { 4, 8, TN_ADDR_PRIVATE, 10 },
+        { 4, 23, TN_ADDR_NOBODY, 100, 115, 92 },            /* ChromeOS keeps that one   */
         { 4, 10, TN_ADDR_TAILNET, 100, 64 },
         { 4, 8, TN_ADDR_LOOPBACK, 127 },
         { 4, 16, TN_ADDR_LINK_LOCAL, 169, 254 },
@@ -1537,13 +1582,18 @@ static tn_addr_kind tn_addr_kind_of(const tailnet_addr *a)
         { 6, 8, TN_ADDR_MULTICAST, 0xff }
     };
     unsigned i;
-    if (tn_is_zero(a->ip, a->family == 4 ? 4 : 15))
-        return a->family == 6 && a->ip[15] == 1 ? TN_ADDR_LOOPBACK : TN_ADDR_NOBODY;
+    if (tn_is_zero(ip, family == 4 ? 4 : 15))
+        return family == 6 && ip[15] == 1 ? TN_ADDR_LOOPBACK : TN_ADDR_NOBODY;
     for (i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         const uint8_t *k = kinds[i];
-        if (k[0] == a->family && tn_bits_same(k + 3, a->ip, k[1])) return (tn_addr_kind)k[2];
+        if (k[0] == family && tn_bits_same(k + 3, ip, k[1])) return (tn_addr_kind)k[2];
     }
     return TN_ADDR_PUBLIC;
+}
+
+static tn_addr_kind tn_addr_kind_of(const tailnet_addr *a)
+{
+    return tn_ip_kind_of(a->family, a->ip);
 }
 
 static void tn_wr_ip6(tn_wr *w, const uint8_t ip[16])
@@ -1557,16 +1607,17 @@ static void tn_wr_ip6(tn_wr *w, const uint8_t ip[16])
         }
     }
     for (i = 0; i < 8; i++) {
-        unsigned v = (unsigned)ip[2 * i] << 8 | ip[2 * i + 1], shift = 16;
+        unsigned v = (unsigned)ip[2 * i] << 8 | ip[2 * i + 1], shift;
         if (i == best) {
             tn_wr_text(w, "::");
             i += best_len - 1;
             continue;
         }
         if (i != 0 && i != best + best_len) tn_wr_u8(w, ':');
-        while (shift > 4 && v >> (shift - 4) == 0) shift -= 4;
-        for (; shift != 0; shift -= 4)
-            tn_wr_u8(w, (unsigned char)"0123456789abcdef"[v >> (shift - 4) & 15u]);
+        for (shift = 16; shift != 0;) {
+            shift -= 4;
+            if (shift == 0 || v >> shift != 0) tn_wr_hex_digit(w, v >> shift);
+        }
     }
 }
 
@@ -1687,7 +1738,7 @@ static bool tn_date_parse(uint64_t *unix_ms, const char *text, size_t len)
  * ARM7, ARM9): X25519 and the AEAD then keep to multiplies of 32 bits.
  * ======================================================================== */
 
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__PCC__)
 #  pragma GCC diagnostic push
 #  pragma GCC diagnostic ignored "-Wconversion"
 #  pragma GCC diagnostic ignored "-Wsign-conversion"
@@ -1696,7 +1747,7 @@ static bool tn_date_parse(uint64_t *unix_ms, const char *text, size_t len)
 #  pragma GCC diagnostic ignored "-Wundef"
 #endif
 #include <bearssl.h>
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__PCC__)
 #  pragma GCC diagnostic pop
 #endif
 
@@ -1788,25 +1839,31 @@ static const uint8_t tn_cr_blake2s_sigma[10][8] = {
     { 0xa2, 0x84, 0x76, 0x15, 0xfb, 0x9e, 0x3c, 0xd0 }
 };
 
-/* The mixing function G: RFC 7693 section 3.1, for BLAKE2s. */
+/* The mixing function G: RFC 7693 section 3.1, for BLAKE2s. The compiler cannot know that
+ * the four places differ: without copies it would store after every line. */
 static void tn_cr_blake2s_mix(uint32_t v[16], unsigned a, unsigned b, unsigned c, unsigned d,
                               uint32_t x, uint32_t y)
 {
-    v[a] = v[a] + v[b] + x;
-    v[d] = tn_cr_rotl(v[d] ^ v[a], 16);
-    v[c] = v[c] + v[d];
-    v[b] = tn_cr_rotl(v[b] ^ v[c], 20);
-    v[a] = v[a] + v[b] + y;
-    v[d] = tn_cr_rotl(v[d] ^ v[a], 24);
-    v[c] = v[c] + v[d];
-    v[b] = tn_cr_rotl(v[b] ^ v[c], 25);
+    uint32_t p = v[a], q = v[b], r = v[c], s = v[d];
+    p    = p + q + x;
+    s    = tn_cr_rotl(s ^ p, 16);
+    r    = r + s;
+    q    = tn_cr_rotl(q ^ r, 20);
+    p    = p + q + y;
+    s    = tn_cr_rotl(s ^ p, 24);
+    r    = r + s;
+    v[a] = p;
+    v[b] = tn_cr_rotl(q ^ r, 25);
+    v[c] = r;
+    v[d] = s;
 }
 
 /* The compression function F: RFC 7693 section 3.2. */
 static void tn_cr_blake2s_block(uint32_t h[8], const uint8_t block[64], uint64_t count, bool last)
 {
-    uint32_t v[16], m[16];
-    unsigned i, round;
+    uint32_t  v[32];                        /* and the block: one thing to wipe   */
+    uint32_t *m = v + 16;
+    unsigned  i, round;
 
     for (i = 0; i < 16; i++) m[i] = tn_cr_load32(block + 4 * i);
     for (i = 0; i < 8; i++) {
@@ -1826,7 +1883,6 @@ static void tn_cr_blake2s_block(uint32_t h[8], const uint8_t block[64], uint64_t
     }
     for (i = 0; i < 8; i++) h[i] ^= v[i] ^ v[i + 8];
     tn_wipe(v, sizeof v);
-    tn_wipe(m, sizeof m);
 }
 #  define TAILNET_BLAKE2S_BLOCK(h, block, count, last) tn_cr_blake2s_block(h, block, count, last)
 #endif
@@ -2055,19 +2111,20 @@ static bool tn_cr_mix_open(uint8_t h[32], const uint8_t k[32], uint8_t *data, si
 
 /* ---- XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) ---- */
 
+static TN_MAYBE_UNUSED const uint8_t tn_cr_sigma[17] = "expand 32-byte k";  /* Salsa's as well */
+
 #ifndef TAILNET_HCHACHA20
 /* HChaCha20 out of a ChaCha20 block: the block is the same rounds plus the
  * start state, and what the start state has in the eight words used is public. */
 static void tn_cr_hchacha20(uint8_t out[32], const uint8_t key[32], const uint8_t input[16])
 {
-    static const uint8_t sigma[17] = "expand 32-byte k";
-    uint8_t              block[TN_CR_BLOCK_LEN];
-    unsigned             i;
+    uint8_t  block[TN_CR_BLOCK_LEN];
+    unsigned i;
 
     memset(block, 0, sizeof block);
     (void)tn_cr_chacha20()(key, input + 4, tn_cr_load32(input), block, sizeof block);
     for (i = 0; i < 16; i += 4) {
-        tn_cr_store32(out + i, tn_cr_load32(block + i) - tn_cr_load32(sigma + i));
+        tn_cr_store32(out + i, tn_cr_load32(block + i) - tn_cr_load32(tn_cr_sigma + i));
         tn_cr_store32(out + 16 + i, tn_cr_load32(block + 48 + i) - tn_cr_load32(input + i));
     }
     tn_wipe(block, sizeof block);
@@ -2085,9 +2142,10 @@ static void tn_cr_xaead_key(uint8_t key_out[32], uint8_t nonce_out[12], const ui
 }
 
 /* XChaCha20-Poly1305, in place. */
-static TN_MAYBE_UNUSED void tn_cr_xaead_seal(const uint8_t key[32], const uint8_t nonce[24],
-                                             const void *ad, size_t ad_len, uint8_t *data,
-                                             size_t len, uint8_t tag[16])
+static TN_NOINLINE TN_MAYBE_UNUSED void tn_cr_xaead_seal(const uint8_t key[32],
+                                                         const uint8_t nonce[24], const void *ad,
+                                                         size_t ad_len, uint8_t *data, size_t len,
+                                                         uint8_t tag[16])
 {
     uint8_t inner[32], short_nonce[12];
     tn_cr_xaead_key(inner, short_nonce, key, nonce);
@@ -2113,47 +2171,51 @@ static TN_MAYBE_UNUSED bool tn_cr_xaead_open(const uint8_t key[32], const uint8_
 #if !defined(TAILNET_BOX_KEY) || !defined(TAILNET_BOX_SEAL) || !defined(TAILNET_BOX_OPEN)
 static void tn_cr_salsa20_quarter(uint32_t v[16], unsigned a, unsigned b, unsigned c, unsigned d)
 {
-    v[b] ^= tn_cr_rotl(v[a] + v[d], 7);
-    v[c] ^= tn_cr_rotl(v[b] + v[a], 9);
-    v[d] ^= tn_cr_rotl(v[c] + v[b], 13);
-    v[a] ^= tn_cr_rotl(v[d] + v[c], 18);
+    uint32_t p = v[a], q = v[b], r = v[c], s = v[d];
+    q ^= tn_cr_rotl(p + s, 7);
+    r ^= tn_cr_rotl(q + p, 9);
+    s ^= tn_cr_rotl(r + q, 13);
+    v[a] = p ^ tn_cr_rotl(s + r, 18);
+    v[b] = q;
+    v[c] = r;
+    v[d] = s;
 }
 
-/* The start state in s and its twenty rounds in v. */
-static void tn_cr_salsa20_rounds(uint32_t v[16], uint32_t s[16], const uint8_t key[32],
-                                 const uint8_t input[16])
+/* Twenty rounds, and behind them the start state. */
+static void tn_cr_salsa20_rounds(uint32_t v[32], const uint8_t key[32], const uint8_t input[16])
 {
-    static const uint8_t sigma[17] = "expand 32-byte k";
-    unsigned             i;
+    /* four columns, then four rows; each begins on the main diagonal */
+    static const uint8_t quarter[8][4] = {
+        { 0, 4, 8, 12 }, { 5, 9, 13, 1 }, { 10, 14, 2, 6 }, { 15, 3, 7, 11 },
+        { 0, 1, 2, 3 },  { 5, 6, 7, 4 },  { 10, 11, 8, 9 }, { 15, 12, 13, 14 }
+    };
+    uint32_t *s = v + 16;
+    unsigned  i;
 
     for (i = 0; i < 4; i++) {
-        s[5 * i]  = tn_cr_load32(sigma + 4 * i);
+        s[5 * i]  = tn_cr_load32(tn_cr_sigma + 4 * i);
         s[1 + i]  = tn_cr_load32(key + 4 * i);
         s[6 + i]  = tn_cr_load32(input + 4 * i);
         s[11 + i] = tn_cr_load32(key + 16 + 4 * i);
     }
     memcpy(v, s, 16 * sizeof v[0]);
-    for (i = 0; i < 80; i++) {              /* four columns, four rows, ten times */
-        unsigned a = i % 4, step = i / 4 % 2 == 0 ? 4 : 1, row = step == 4 ? 16 : 4;
-        unsigned base = step == 4 ? 0 : 4 * a;
-        unsigned at   = 5 * a - base;       /* each begins on the main diagonal   */
-        tn_cr_salsa20_quarter(v, 5 * a, base + (at + step) % row, base + (at + 2 * step) % row,
-                              base + (at + 3 * step) % row);
+    for (i = 0; i < 80; i++) {
+        const uint8_t *q = quarter[i % 8];
+        tn_cr_salsa20_quarter(v, q[0], q[1], q[2], q[3]);
     }
 }
 
 /* HSalsa20: the rounds alone, and of them the words nobody can run backwards. */
 static void tn_cr_hsalsa20(uint8_t out[32], const uint8_t key[32], const uint8_t input[16])
 {
-    uint32_t v[16], s[16];
+    uint32_t v[32];
     unsigned i;
-    tn_cr_salsa20_rounds(v, s, key, input);
+    tn_cr_salsa20_rounds(v, key, input);
     for (i = 0; i < 4; i++) {
         tn_cr_store32(out + 4 * i, v[5 * i]);
         tn_cr_store32(out + 16 + 4 * i, v[6 + i]);
     }
     tn_wipe(v, sizeof v);
-    tn_wipe(s, sizeof s);
 }
 #endif
 
@@ -2169,14 +2231,13 @@ typedef struct tn_cr_salsa20 {
 
 static void tn_cr_salsa20_block(tn_cr_salsa20 *x)
 {
-    uint32_t v[16], s[16];
+    uint32_t v[32];
     unsigned i;
-    tn_cr_salsa20_rounds(v, s, x->key, x->input);
-    for (i = 0; i < 16; i++) tn_cr_store32(x->block + 4 * i, v[i] + s[i]);
-    tn_cr_store32(x->input + 8, s[8] + 1);  /* 2^32 blocks are more than size_t   */
+    tn_cr_salsa20_rounds(v, x->key, x->input);
+    for (i = 0; i < 16; i++) tn_cr_store32(x->block + 4 * i, v[i] + v[16 + i]);
+    tn_cr_store32(x->input + 8, v[24] + 1); /* 2^32 blocks are more than size_t   */
     x->used = 0;                            /*   may count: no carry to word 9    */
     tn_wipe(v, sizeof v);
-    tn_wipe(s, sizeof s);
 }
 
 static void tn_cr_salsa20_start(tn_cr_salsa20 *x, const uint8_t k[32], const uint8_t nonce[24])
@@ -2462,14 +2523,13 @@ static bool tn_rim_random(tn_rim *r, void *dst, size_t len)
 
 /* A number from low to high, both included: timers of many nodes must not beat
  * in step. low when random fails. */
-static uint64_t tn_rim_between(tn_rim *r, uint64_t low, uint64_t high)
+static uint32_t tn_rim_between(tn_rim *r, uint32_t low, uint32_t high)
 {
-    uint8_t b[8];
-    tn_rd   rd;
+    uint8_t  b[4];
+    uint32_t some, span = high - low + 1u;  /* 0: any number                      */
     if (high <= low || !tn_rim_random(r, b, sizeof b)) return low;
-    tn_rd_over(&rd, b, sizeof b);
-    if (high - low == UINT64_MAX) return tn_rd_u64be(&rd);
-    return low + tn_rd_u64be(&rd) % (high - low + 1);
+    some = tn_get_u32be(b);
+    return low + (span == 0 ? some : some % span);
 }
 
 /* ---- packets ---- */
@@ -2492,7 +2552,7 @@ static bool tn_rim_udp_output(tn_rim *r, const tailnet_addr *to, tailnet_buf *pk
 static void tn_rim_ip_output(tn_rim *r, tailnet_buf *pkts, size_t count)
 {
     r->inside = true;
-    r->io.ip_output(r->io.user, pkts, count);
+    (r->io.ip_output)(r->io.user, pkts, count);     /* ip_output() is a macro of lwIP */
     r->inside = false;
 }
 
@@ -2565,7 +2625,8 @@ static int tn_rim_keep_peer(tn_rim *r, const tailnet_peer *peer)
 }
 
 /* One line of log; level 0 error to 3 debug. The text is gone in small builds. */
-static TN_MAYBE_UNUSED void tn_rim_log(tn_rim *r, int level, uint32_t code, const char *text)
+static TN_NOINLINE TN_MAYBE_UNUSED void tn_rim_log(tn_rim *r, int level, uint32_t code,
+                                                   const char *text)
 {
 #ifdef TAILNET_NO_STRINGS
     text = NULL;
@@ -3053,7 +3114,7 @@ static tn_js_event tn_js_value_end(tn_js *js, tn_js_event event)
 }
 
 /* The token is complete: event says what it was. */
-static tn_js_event tn_js_token_end(tn_js *js, tn_js_event event)
+static TN_NOINLINE tn_js_event tn_js_token_end(tn_js *js, tn_js_event event)
 {
     uint16_t len = (uint16_t)(js->fill - js->begin);
     if (js->in_key) {
@@ -3307,8 +3368,15 @@ static TN_MAYBE_UNUSED bool tn_js_is_text(const tn_js *js, const char *word)
 static bool tn_js_int_text(const char *text, size_t len, int64_t *out)
 {
     bool     minus = len != 0 && text[0] == '-';
-    uint64_t v, most = (uint64_t)INT64_MAX + minus;
-    if (!tn_dec_parse(text + minus, len - minus, most, &v)) return false;
+    uint64_t v     = 0;
+    size_t   i     = minus;
+    if (i == len) return false;
+    for (; i < len; i++) {
+        unsigned d = (unsigned)(unsigned char)text[i] - '0';
+        if (d > 9 || v > (uint64_t)INT64_MAX / 10) return false;
+        v = v * 10 + d;
+    }
+    if (v > (uint64_t)INT64_MAX + minus) return false;
     if (minus) v = 0u - v;
     memcpy(out, &v, sizeof v);              /* int64_t is two's complement        */
     return true;
@@ -3817,7 +3885,7 @@ static bool tn_h1_status_line(tn_h1 *h, uint8_t c)
     if (at == 8 || at == 12) return c == ' ';
     if (at > 12) return c >= 0x20u || c == '\t';
     if (c < '0' || c > '9') return false;
-    h->status = (uint16_t)(h->status * 10u + (c - '0'));
+    h->status = (uint16_t)(h->status * 10u + (unsigned)(c - '0'));
     return true;
 }
 
@@ -3904,17 +3972,17 @@ static bool tn_h1_word_end(tn_h1 *h)
         { TN_H1_UPGRADE_TO,        TN_H1_TO_CONTROL,   "tailscale-control-protocol" },
         { TN_H1_TRANSFER_ENCODING, TN_H1_CHUNKED,      "chunked" }
     };
-    uint64_t v   = 0;
+    uint32_t v   = 0;
     unsigned old = h->flags, i;
     bool     number;
     for (i = 0; i < sizeof known / sizeof known[0]; i++)
         if (known[i].field == h->field && tn_h1_token_is(h, known[i].word))
             h->flags |= known[i].flag;
     number = h->gap < 2 && h->token_len < TN_H1_TOKEN &&
-             tn_dec_parse(h->token, h->token_len, UINT32_MAX, &v);
+             tn_u32_parse(h->token, h->token_len, UINT32_MAX, &v);
     if (h->field == TN_H1_CONTENT_LENGTH) {
         if (!number) return false;
-        h->left = (uint32_t)v;
+        h->left = v;
     }
     if (h->field == TN_H1_TRANSFER_ENCODING && h->flags == old) return false;
     if (TAILNET_SERVER != 0 && h->field == TN_H1_RETRY_AFTER && number)
@@ -5990,12 +6058,12 @@ static bool tn_derp_take_head(tn_derp *d, uint8_t **at, size_t *left)
  * when the frame is complete. */
 static bool tn_derp_take_body(tn_derp *d, uint8_t *store, uint8_t **at, size_t *left)
 {
-    size_t n = d->len - d->have;
-    if (n > *left) n = *left;
-    if (store != NULL && n != 0) memcpy(store + d->have, *at, n);
-    d->have += (uint32_t)n;
-    *at   += n;
-    *left -= n;
+    uint32_t n = d->len - d->have;          /* up to 64 KB: more than a size_t may hold */
+    if (n > *left) n = (uint32_t)*left;
+    if (store != NULL && n != 0) memcpy(store + d->have, *at, (size_t)n);
+    d->have += n;
+    *at   += (size_t)n;
+    *left -= (size_t)n;
     return d->have == d->len;
 }
 
@@ -6739,7 +6807,7 @@ static bool tn_pmp_rebooted(tn_pmp *p, uint32_t epoch_s, uint64_t now_ms)
 /* The gateway tells that it is there, NAT-PMP also with its address. */
 static void tn_pmp_told(tn_pmp *p, unsigned way, uint32_t epoch_s, uint64_t now_ms)
 {
-    if (p->state == TN_PMP_PROBE) p->seen |= (uint8_t)way;
+    if (p->state == TN_PMP_PROBE) p->seen = (uint8_t)(p->seen | way);
     if (p->state != TN_PMP_HELD) return;
     if (tn_pmp_rebooted(p, epoch_s, now_ms)) {
         p->end_ms = tn_min64(p->end_ms, tn_time_add(now_ms, TN_PMP_LIMIT_MS));
@@ -7206,7 +7274,7 @@ static tn_pmp_want tn_pmp_step(tn_pmp *p, uint64_t now_ms, tn_wr *w, tailnet_add
     if (p->due == 0) return TN_PMP_NOTHING;
     question = p->due & (0u - p->due);
     p->due   = (uint8_t)(p->due & ~question);
-    p->open |= (uint8_t)question;
+    p->open = (uint8_t)(p->open | question);
 
     memset(to, 0, sizeof *to);
     to->family = 4;
@@ -9847,9 +9915,7 @@ static bool tn_flt_text(tn_flt_range *r, const char *text, size_t len)
     memcpy(r->at, ip.ip, 16);
     if (at < len && !tn_ip_parse(&ip, text + at + 1, len - at - 1)) return false;
     for (; bits < 8 * tn_ip_len(ip.family); bits++) {
-        unsigned bit = 0x80u >> bits % 8;
-        if ((ip.ip[bits / 8] & bit) != 0) return false;
-        ip.ip[bits / 8] = (uint8_t)(ip.ip[bits / 8] | bit);
+        ip.ip[bits / 8] = (uint8_t)(ip.ip[bits / 8] | 0x80u >> bits % 8);
     }
     memcpy(r->at + 16, ip.ip, 16);
     return ip.family == r->family && memcmp(r->at, r->at + 16, 16) <= 0;
@@ -10123,7 +10189,7 @@ static bool tn_dns_reverse(const char *name, size_t len, tailnet_addr *out)
     for (i = 0; i < 32; i++) {
         int digit = tn_hex_digit((unsigned char)name[2 * i]);
         if (digit < 0 || name[2 * i + 1] != '.') return false;
-        out->ip[15 - i / 2] |= (uint8_t)(i % 2 == 0 ? digit : digit * 16);
+        out->ip[15 - i / 2] = (uint8_t)(out->ip[15 - i / 2] | (i % 2 == 0 ? digit : digit * 16));
     }
     out->family = 6;
     return true;
@@ -10133,13 +10199,13 @@ static bool tn_dns_reverse(const char *name, size_t len, tailnet_addr *out)
 static size_t tn_dns_reverse_zone(const char *name, size_t len)
 {
     size_t   zone = tn_dns_under(name, len, "0.e.1.a.c.5.1.1.a.7.d.f.ip6.arpa"), at;
-    uint64_t v    = 0;
+    uint32_t v    = 0;
     if (zone != 0) return zone;
     zone = tn_dns_under(name, len, "100.in-addr.arpa");
     if (zone == 0 || zone == len) return 0;
     at = len - zone - 1;                    /* the dot before the zone            */
     while (at != 0 && name[at - 1] != '.') at--;
-    if (!tn_dec_parse(name + at, len - zone - 1 - at, 127, &v) || v < 64) return 0;
+    if (!tn_u32_parse(name + at, len - zone - 1 - at, 127, &v) || v < 64) return 0;
     return len - at;
 }
 
@@ -10331,9 +10397,15 @@ static void tn_dns_wr_answer(tn_wr *w, const tn_dns_question *q, const tn_dns_an
 #  define TAILNET_TLS TAILNET_TLS_BEARSSL
 #endif
 
+/* Without AES only ChaCha20-Poly1305 is offered, which every Go server takes: 3.7 KB less. */
+#ifndef TAILNET_TLS_AES
+#  define TAILNET_TLS_AES TN_ON_HOST
+#endif
+
 /* Details of TAILNET_ERR_TLS that are not BearSSL's own (those are below 1000:
- * 4 record too large, 54 date, 56 name, 62 no root, 256 + n an alert). */
+ * TN_TLS_ERR_LARGE, 54 date, 56 name, 62 no root, 256 + n an alert). */
 enum {
+    TN_TLS_ERR_LARGE     = 6,               /* a record larger than our buffer    */
     TN_TLS_ERR_PIN       = 1000,            /* not the pinned certificate         */
     TN_TLS_ERR_PIN_CHAIN = 1001,            /* more than the pinned certificate   */
     TN_TLS_ERR_TARGET    = 1002             /* the name or pin to check is no such */
@@ -10354,6 +10426,7 @@ typedef struct tn_tls_want {
 #endif
 
 #define TN_TLS_IN_LEN  16709u               /* BR_SSL_BUFSIZE_INPUT: a whole record */
+#define TN_TLS_LEAN_LEN (TAILNET_CONTROL_RECORD + 325u) /* the same for shorter records */
 #define TN_TLS_OUT_LEN (TAILNET_TLS_OUT + 85u)
 
 /* ---- a small DER reader that takes a certificate as it comes ---- */
@@ -10944,13 +11017,18 @@ static void tn_tls_attach(tn_tls *t, br_ssl_engine_context *eng)
  * processors without AES. */
 static void tn_tls_suites(br_ssl_engine_context *eng)
 {
-    static const uint16_t suites[6] = {
+    static const uint16_t suites[] = {
+#if TAILNET_TLS_AES
         BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
         BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
         BR_TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
         BR_TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
         BR_TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
         BR_TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384
+#else
+        BR_TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        BR_TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+#endif
     };
     br_ssl_engine_set_versions(eng, BR_TLS12, BR_TLS12);
     br_ssl_engine_set_suites(eng, suites, sizeof suites / sizeof suites[0]);
@@ -10958,21 +11036,29 @@ static void tn_tls_suites(br_ssl_engine_context *eng)
     br_ssl_engine_set_hash(eng, br_sha384_ID, &br_sha384_vtable);
     br_ssl_engine_set_hash(eng, br_sha512_ID, &br_sha512_vtable);
     br_ssl_engine_set_prf_sha256(eng, &br_tls12_sha256_prf);
-    br_ssl_engine_set_prf_sha384(eng, &br_tls12_sha384_prf);
     br_ssl_engine_add_flags(eng, BR_OPT_NO_RENEGOTIATION);
-#if UINTPTR_MAX > 0xffffffffu
+#if TAILNET_TLS_AES
+    br_ssl_engine_set_prf_sha384(eng, &br_tls12_sha384_prf);
+#  if UINTPTR_MAX > 0xffffffffu
     br_ssl_engine_set_default_aes_gcm(eng);
-    br_ssl_engine_set_default_chapol(eng);
-#else
+#  else
     br_ssl_engine_set_gcm(eng, &br_sslrec_in_gcm_vtable, &br_sslrec_out_gcm_vtable);
     br_ssl_engine_set_aes_ctr(eng, &br_aes_ct_ctr_vtable);
+#    ifdef TAILNET_SLOW_MULTIPLY
+    br_ssl_engine_set_ghash(eng, &br_ghash_ctmul32);
+#    else
+    br_ssl_engine_set_ghash(eng, &br_ghash_ctmul);
+#    endif
+#  endif
+#endif
+#if UINTPTR_MAX > 0xffffffffu
+    br_ssl_engine_set_default_chapol(eng);
+#else
     br_ssl_engine_set_chapol(eng, &br_sslrec_in_chapol_vtable, &br_sslrec_out_chapol_vtable);
     br_ssl_engine_set_chacha20(eng, &br_chacha20_ct_run);
 #  ifdef TAILNET_SLOW_MULTIPLY
-    br_ssl_engine_set_ghash(eng, &br_ghash_ctmul32);
     br_ssl_engine_set_poly1305(eng, &br_poly1305_ctmul32_run);
 #  else
-    br_ssl_engine_set_ghash(eng, &br_ghash_ctmul);
     br_ssl_engine_set_poly1305(eng, &br_poly1305_ctmul_run);
 #  endif
 #endif
@@ -11158,6 +11244,7 @@ static const uint8_t *tn_tls_meta_key(const tn_tls *t) { return t->meta ? t->met
 #else /* TAILNET_TLS_NONE: no engine, every wish for TLS is answered "unsupported" */
 
 #define TN_TLS_IN_LEN  1u
+#define TN_TLS_LEAN_LEN 1u
 #define TN_TLS_OUT_LEN 1u
 
 typedef struct tn_tls {
@@ -11230,6 +11317,10 @@ typedef enum tn_link_event {
 
 enum { TN_LINK_STATES = 7, TN_LINK_NO_ENGINE = 255 };
 
+/* With a smaller record allowed to control than to relays, the first of several engines has
+ * a smaller buffer and is not for relays. */
+#define TN_LINK_LEAN(engines) (TAILNET_CONTROL_RECORD < 16384 && (engines) > 1)
+
 /* Whom news of a link are for; the node's dispatch. */
 enum { TN_LINK_FOR_NOBODY, TN_LINK_FOR_CONTROL, TN_LINK_FOR_KEY, TN_LINK_FOR_RELAY };
 
@@ -11278,7 +11369,7 @@ typedef struct tn_links {                   /* zero it, fill the first part, ini
     tn_rim       *rim;
     tn_link      *slots;
     tn_tls       *engines;
-    uint8_t      *engine_in;                /* engine_count * engine_in_len       */
+    uint8_t      *engine_in;                /* tn_link_engines_in() bytes         */
     uint32_t      engine_in_len;            /* 0: TN_TLS_IN_LEN                   */
     tn_tls_check *check;
     const void   *anchors;                  /* of desc                            */
@@ -11407,7 +11498,23 @@ static tn_tls *tn_link_tls(const tn_links *t, const tn_link *l)
 
 static uint8_t *tn_link_engine_in(const tn_links *t, const tn_link *l)
 {
-    return t->engine_in + (size_t)l->engine * t->engine_in_len;
+    bool lean = TN_LINK_LEAN(t->engine_count) && l->engine != 0;
+    return t->engine_in + (size_t)l->engine * t->engine_in_len -
+           (lean ? TN_TLS_IN_LEN - TN_TLS_LEAN_LEN : 0);
+}
+
+/* Bytes there. */
+static uint32_t tn_link_engine_in_len(const tn_links *t, const tn_link *l)
+{
+    bool lean = TN_LINK_LEAN(t->engine_count) && l->engine == 0;
+    return lean ? (uint32_t)TN_TLS_LEAN_LEN : t->engine_in_len;
+}
+
+/* Bytes of input buffers that so many engines take. */
+static size_t tn_link_engines_in(unsigned engines)
+{
+    if (!TN_LINK_LEAN(engines)) return (size_t)engines * TN_TLS_IN_LEN;
+    return (engines - 1u) * (size_t)TN_TLS_IN_LEN + TN_TLS_LEAN_LEN;
 }
 
 /* Is it the turn of one of the waiting links? */
@@ -11425,10 +11532,10 @@ static bool tn_link_nobody_shakes(const tn_links *t)
 static bool tn_link_proxy_parse(const char *text, char *user, char *host, uint16_t *port)
 {
     size_t   len = strlen(text), at = len, colon = len;
-    uint64_t v   = 0;
+    uint32_t v   = 0;
     while (at != 0 && text[at - 1] != '@') at--;
     while (colon != at && text[colon - 1] != ':') colon--;
-    if (colon == at || !tn_dec_parse(text + colon, len - colon, 65535, &v) || v == 0) return false;
+    if (colon == at || !tn_u32_parse(text + colon, len - colon, 65535, &v) || v == 0) return false;
     *port = (uint16_t)v;
     colon--;
     if (at != 0 && !tn_text_copy(user, TN_LINK_USER_MAX, text, at - 1)) return false;
@@ -11440,11 +11547,11 @@ static bool tn_link_proxy_parse(const char *text, char *user, char *host, uint16
     return colon != at && tn_text_copy(host, TN_LINK_HOST_MAX, text + at, colon - at);
 }
 
-/* An engine that no link has, or TN_LINK_NO_ENGINE. */
-static uint8_t tn_link_free_engine(const tn_links *t)
+/* An engine for that purpose that no link has, or TN_LINK_NO_ENGINE. */
+static uint8_t tn_link_free_engine(const tn_links *t, uint8_t purpose)
 {
-    unsigned e, i;
-    for (e = 0; e < t->engine_count; e++) {
+    unsigned e = TN_LINK_LEAN(t->engine_count) && purpose == TN_LINK_FOR_RELAY, i;
+    for (; e < t->engine_count; e++) {
         for (i = 0; i < t->slot_count && t->slots[i].engine != e; i++) {}
         if (i == t->slot_count) return (uint8_t)e;
     }
@@ -11501,7 +11608,8 @@ static tailnet_result tn_link_open(tn_links *t, const tailnet_dial *dial, uint8_
     if (ours && (t->engine_count == 0 || TAILNET_TLS == TAILNET_TLS_NONE))
         return TAILNET_ERR_UNSUPPORTED;
     if (t->proxy != NULL && dial->tls && t->tls_by_caller) return TAILNET_ERR_UNSUPPORTED;
-    if (ours && (engine = tn_link_free_engine(t)) == TN_LINK_NO_ENGINE) return TAILNET_ERR_AGAIN;
+    if (ours) engine = tn_link_free_engine(t, purpose);
+    if (ours && engine == TN_LINK_NO_ENGINE) return TAILNET_ERR_AGAIN;
     l = tn_link_take(t);
     if (l == NULL) return TAILNET_ERR_AGAIN;
     l->host        = dial->host;
@@ -11708,7 +11816,7 @@ static uint8_t *tn_link_in_room(tn_links *t, tn_link *l, size_t *room)
     switch (l->state) {
     case TN_LINK_PROXY:
         if (tls == NULL) break;
-        *room = t->engine_in_len;           /* not yet in use by TLS              */
+        *room = tn_link_engine_in_len(t, l);    /* not yet in use by TLS          */
         return tn_link_engine_in(t, l);
     case TN_LINK_HANDSHAKE:
         return tn_tls_in_reserve(tls, room);
@@ -11886,7 +11994,8 @@ static TN_NOINLINE void tn_link_begin_tls(tn_links *t, tn_link *l)
     want.certificate  = l->certificate;
     want.anchors      = t->anchors;
     want.anchor_count = t->anchor_count;
-    r = tn_tls_start(tls, t->check, t->rim, &want, tn_link_engine_in(t, l), t->engine_in_len);
+    r = tn_tls_start(tls, t->check, t->rim, &want, tn_link_engine_in(t, l),
+                     tn_link_engine_in_len(t, l));
     tn_link_step(l, TN_LINK_TURN, t->rim->now_ms);
     if (r != TAILNET_OK) {
         int32_t err = tn_tls_error(tls);
@@ -12103,7 +12212,7 @@ enum {
  * ends in 4 and 6 the second is the next bit: see tn_map_bit. */
 enum {
     TN_MAP_BIT_ONLINE = 0, TN_MAP_BIT_EXPIRED = 1, TN_MAP_BIT_JAILED = 6,
-    TN_MAP_BIT_WG_ONLY = 18, TN_MAP_BIT_UNSIGNED = 19, TN_MAP_BIT_AUTHORIZED = 26
+    TN_MAP_BIT_AUTHORIZED = 26, TN_MAP_BIT_WG_ONLY = 27, TN_MAP_BIT_UNSIGNED = 28
 };
 #define TN_MAP_USED       ((uint32_t)0x00000100ul) /* the entry is taken */
 #define TN_MAP_GONE       ((uint32_t)0x00000200ul) /* leaving: its change is not finished */
@@ -12115,16 +12224,16 @@ enum {
 #define TN_MAP_EXIT6      ((uint32_t)0x00008000ul)
 #define TN_MAP_MASQ4      ((uint32_t)0x00010000ul) /* it knows us by another address */
 #define TN_MAP_MASQ6      ((uint32_t)0x00020000ul)
-#define TN_MAP_WG_ONLY    ((uint32_t)0x00040000ul) /* plain WireGuard: no disco, no relay */
-#define TN_MAP_UNSIGNED   ((uint32_t)0x00080000ul) /* UnsignedPeerAPIOnly */
+#define TN_MAP_BROKEN4    ((uint32_t)0x00040000ul) /* asks for something we cannot do */
+#define TN_MAP_BROKEN6    ((uint32_t)0x00080000ul)
 #define TN_MAP_DISCO_KEY  ((uint32_t)0x00100000ul) /* has a disco key */
 #define TN_MAP_BUSY       ((uint32_t)0x00200000ul) /* a session or a staged packet */
 #define TN_MAP_ROUTED     ((uint32_t)0x00400000ul) /* has a further address of its own */
 #define TN_MAP_SEEN       ((uint32_t)0x01000000ul) /* this message wrote it */
 #define TN_MAP_NEW        ((uint32_t)0x02000000ul) /* made by a first message, not yet over */
 #define TN_MAP_AUTHORIZED ((uint32_t)0x04000000ul) /* MachineAuthorized */
-#define TN_MAP_BROKEN4    ((uint32_t)0x08000000ul) /* asks for something we cannot do */
-#define TN_MAP_BROKEN6    ((uint32_t)0x10000000ul)
+#define TN_MAP_WG_ONLY    ((uint32_t)0x08000000ul) /* plain WireGuard: no disco, no relay */
+#define TN_MAP_UNSIGNED   ((uint32_t)0x10000000ul) /* UnsignedPeerAPIOnly */
 #define TN_MAP_STICKY   (TN_MAP_BUSY | TN_MAP_SEEN | TN_MAP_NEW | TAILNET_PEER_LOCKED_OUT | \
                          TAILNET_PEER_IS_EXIT)
 
@@ -12295,12 +12404,12 @@ typedef struct tn_map {
     const char    *exit_node;
     uint32_t       events, passed_over, dropped, wants_met, wants_lost, ping_hash;
     uint32_t       named;                   /* flags that the object of the work names */
+    tn_map_work    work;
     uint64_t       next_expiry_ms;          /* TN_NEVER: none                         */
     uint64_t       control_time_ms;         /* of the message, 0 none                 */
     uint8_t        path[TN_MAP_PATH];
     tn_map_want    wants[TN_MAP_WANTS];
     tn_map_score   scores[TN_MAP_SCORES];
-    tn_map_work    work;
     tn_map_self    self;
     uint8_t        dns[TN_MAP_DNS_TEXT];
 } tn_map;
@@ -12666,13 +12775,10 @@ static TN_MAYBE_UNUSED bool tn_map_by_name(const tn_map *m, const char *name, si
     return tn_map_by_who(m, &who, 0, index);
 }
 
-/* 100.64.0.0/10 and fd7a:115c:a1e0::/48, where the tailnet's own addresses live. */
+/* Is it where the tailnet's own addresses live? */
 static bool tn_map_is_tailnet(const uint8_t *ip, unsigned family)
 {
-    static const uint8_t ula[6] = { 0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0 }, four[2] = { 100, 64 };
-    static const uint8_t chrome[3] = { 100, 115, 92 };      /* ChromeOS keeps that one    */
-    if (family == 6) return tn_bits_same(ip, ula, 48);
-    return tn_bits_same(ip, four, 10) && !tn_bits_same(ip, chrome, 23);
+    return tn_ip_kind_of(family, ip) == TN_ADDR_TAILNET;
 }
 
 static bool tn_map_in_force(const tn_map *m, const tn_map_prefix *r)
@@ -13246,7 +13352,7 @@ static const uint8_t tn_map_spans[] = {
 };
 
 /* The work becomes the new value of an entry; what it does not name stays. */
-static void tn_map_store(tn_map *m, uint16_t i)
+static TN_NOINLINE void tn_map_store(tn_map *m, uint16_t i)
 {
     tn_map_peer  *old = &m->peers[i], *neu = &m->work.node.peer;
     tn_map_place *at   = m->places + (size_t)i * m->limits.places;
@@ -13267,7 +13373,7 @@ static void tn_map_store(tn_map *m, uint16_t i)
         kind |= TN_MAP_DISCO;
     if (old->region != neu->region || ((old->flags ^ neu->flags) & TN_MAP_DISCO_KEY) != 0)
         kind |= TN_MAP_MOVED;
-    if (TN_MAP_HAS(m, PLACES)) {
+    if (TAILNET_DIRECT != 0 && TN_MAP_HAS(m, PLACES)) {
         if (m->work.node.place_count > m->limits.places ||      /* then it cannot be told */
             memcmp(at, m->work.node.places, size) != 0) kind |= TN_MAP_MOVED;
         memcpy(at, m->work.node.places, size);
@@ -13547,6 +13653,13 @@ enum {
 #else
 #define TN_MAP_DNS_ROWS(X)
 #endif
+#if TAILNET_DIRECT
+#define TN_MAP_PLACE_ROWS(X) \
+    X("Endpoints", NODE, ARRAY, AT_PLACES, GOT_PLACES) \
+    X("", PLACES, TEXT, V_PLACE, NO)
+#else
+#define TN_MAP_PLACE_ROWS(X)
+#endif
 #define TN_MAP_ROWS(X) \
     X("KeepAlive", TOP, TRUTH, V_KEEP_ALIVE, NO) \
     X("PingRequest", TOP, NEW, AT_PING, NO) \
@@ -13571,7 +13684,6 @@ enum {
     X("DiscoKey", NODE, TEXT, V_DISCO, GOT_DISCO) \
     X("Addresses", NODE, ARRAY, AT_ADDRESSES, NO) \
     X("AllowedIPs", NODE, ARRAY, AT_ALLOWED, GOT_ALLOWED) \
-    X("Endpoints", NODE, ARRAY, AT_PLACES, GOT_PLACES) \
     X("DERP", NODE, TEXT, V_LEGACY, NO) \
     X("HomeDERP", NODE, NUMBER, V_REGION, GOT_REGION) \
     X("DERPRegion", NODE, NUMBER, V_REGION, GOT_REGION) \
@@ -13593,7 +13705,6 @@ enum {
     X("", ONLINE, TRUTH, V_ONLINE_OF, NO) \
     X("", ADDRESSES, TEXT, V_ADDRESS, NO) \
     X("", ALLOWED, TEXT, V_ALLOWED, NO) \
-    X("", PLACES, TEXT, V_PLACE, NO) \
     X("", TAGS, TEXT, V_TAG, NO) \
     X("", CAPS, TEXT, V_CAP, NO) \
     X("", CAP_MAP, ANY, V_CAP_KEY, NO) \
@@ -13635,6 +13746,7 @@ enum {
     X("Types", PING, TEXT, V_MORE, NO) \
     X("Payload", PING, TEXT, V_PAYLOAD, NO) \
     X("Disabled", LOCK, TRUTH, V_UNLOCKED, NO) \
+    TN_MAP_PLACE_ROWS(X) \
     TN_MAP_DNS_ROWS(X)
 
 enum { TN_MAP_F_NEW, TN_MAP_F_OBJECT, TN_MAP_F_ARRAY, TN_MAP_F_TEXT, TN_MAP_F_NUMBER,
@@ -13697,19 +13809,16 @@ static void tn_map_node_prefix(tn_map *m, unsigned kind, const char *text, size_
 {
     tn_map_node_work *w  = &m->work.node;
     tn_map_prefix    *at = m->routes + m->limits.routes, *end = at + w->prefix_count;
-    size_t            slash = 0;
-    tailnet_prefix    p;
+    unsigned          bits;
     tailnet_addr      ip;
-    while (slash < len && text[slash] != '/') slash++;
-    if (!tn_prefix_parse(&p, text, len) || !tn_ip_parse(&ip, text, slash) ||
-        memcmp(ip.ip, p.ip, 16) != 0) return;
-    if (kind == TN_MAP_LISTED && p.bits != 8u * tn_ip_len(p.family)) return;
-    if (p.bits == 0) {
-        w->peer.flags |= TN_MAP_EXIT4 << tn_map_six(p.family);
+    if (!tn_cidr_parse(&ip, &bits, text, len)) return;
+    if (kind == TN_MAP_LISTED && bits != 8u * tn_ip_len(ip.family)) return;
+    if (bits == 0) {
+        w->peer.flags |= TN_MAP_EXIT4 << tn_map_six(ip.family);
         return;
     }
-    while (at < end && ((at->kind & 15u) != p.family || at->bits != p.bits ||
-                        memcmp(at->ip, p.ip, 16) != 0)) at++;
+    while (at < end && ((at->kind & 15u) != ip.family || at->bits != bits ||
+                        memcmp(at->ip, ip.ip, 16) != 0)) at++;
     if (at == end) {
         if (w->prefix_count >= m->limits.routes + 2u) {
             m->dropped++;
@@ -13717,13 +13826,14 @@ static void tn_map_node_prefix(tn_map *m, unsigned kind, const char *text, size_
         }
         w->prefix_count++;
         memset(at, 0, sizeof *at);
-        memcpy(at->ip, p.ip, 16);
-        at->kind = p.family;
-        at->bits = p.bits;
+        memcpy(at->ip, ip.ip, 16);
+        at->kind = ip.family;
+        at->bits = (uint8_t)bits;
     }
     at->kind = (uint8_t)(at->kind | kind);
 }
 
+#if TAILNET_DIRECT
 static void tn_map_node_place(tn_map_node_work *w, const char *text, size_t len)
 {
     tailnet_addr  a;
@@ -13735,6 +13845,7 @@ static void tn_map_node_place(tn_map_node_work *w, const char *text, size_t len)
     at->family = a.family;
     w->place_count++;
 }
+#endif
 
 /* A value as it stands in the message. */
 typedef struct tn_map_value {
@@ -13746,15 +13857,15 @@ typedef struct tn_map_value {
     bool         on, cut;
 } tn_map_value;
 
-/* An address of a pair: good4 or bad4 becomes true. "" is Go's way to write none. */
-static void tn_map_pair(uint32_t *flags, uint32_t good4, uint32_t bad4, uint8_t pair[20],
-                        unsigned family, const tn_js *js)
+/* An address of a pair of the object: the flag good becomes true, or that two bits on,
+ * which means unreadable. "" is Go's way to write none. */
+static void tn_map_pair(tn_map *m, uint32_t good, uint8_t *at, unsigned family, const tn_js *js)
 {
     tailnet_addr ip;
     bool         ok = tn_ip_parse(&ip, js->text, js->text_len) && ip.family == family;
     if (js->text_len == 0) return;
-    *flags |= (ok ? good4 : bad4) << tn_map_six(family);
-    if (ok) memcpy(pair + 4 * tn_map_six(family), ip.ip, tn_ip_len(family));
+    m->work.flags |= ok ? good : good << 2;
+    if (ok) memcpy(at, ip.ip, tn_ip_len(family));
 }
 
 static bool tn_map_node_key(tn_map *m, const tn_map_value *v, bool disco)
@@ -13779,7 +13890,7 @@ static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, cons
     tn_map_peer      *p = &w->peer;
     const char       *text = v->text;
     size_t            len = v->len;
-    uint64_t          n;
+    uint32_t          n;
     unsigned          i;
     switch (value) {
     case TN_MAP_V_ID:   p->id = v->n == -1 ? 0 : (uint64_t)v->n; break;     /* -1: unreadable */
@@ -13789,7 +13900,7 @@ static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, cons
         p->region = (uint16_t)v->low16;
         break;
     case TN_MAP_V_LEGACY:
-        if (tn_begins(text, len, "127.3.3.40:") && tn_dec_parse(text + 11, len - 11u, 0xffff, &n))
+        if (tn_begins(text, len, "127.3.3.40:") && tn_u32_parse(text + 11, len - 11u, 0xffff, &n))
             w->legacy_region = (uint16_t)n;
         break;
     case TN_MAP_V_EXPIRY:
@@ -13798,14 +13909,13 @@ static bool tn_map_node_value(tn_map *m, const tn_flt *flt, unsigned value, cons
     case TN_MAP_V_KEY:
     case TN_MAP_V_DISCO:   return tn_map_node_key(m, v, value == TN_MAP_V_DISCO);
     case TN_MAP_V_NAME:    tn_map_node_name(w, text, len); break;
-    case TN_MAP_V_MASQ4:
-    case TN_MAP_V_MASQ6:
-        tn_map_pair(&p->flags, TN_MAP_MASQ4, TN_MAP_BROKEN4, p->masq,
-                    value == TN_MAP_V_MASQ4 ? 4 : 6, v->js);
-        break;
+    case TN_MAP_V_MASQ4:   tn_map_pair(m, TN_MAP_MASQ4, p->masq, 4, v->js); break;
+    case TN_MAP_V_MASQ6:   tn_map_pair(m, TN_MAP_MASQ6, p->masq + 4, 6, v->js); break;
     case TN_MAP_V_ADDRESS: tn_map_node_prefix(m, TN_MAP_LISTED, text, len); break;
     case TN_MAP_V_ALLOWED: tn_map_node_prefix(m, TN_MAP_ALLOWED, text, len); break;
+#if TAILNET_DIRECT
     case TN_MAP_V_PLACE:   tn_map_node_place(w, text, len); break;
+#endif
     case TN_MAP_V_TAG:     p->flags |= (uint32_t)TAILNET_PEER_TAGGED; break;
     default:                                /* TN_MAP_V_CAP, TN_MAP_V_CAP_KEY */
         if (value == TN_MAP_V_CAP_KEY) {
@@ -13891,11 +14001,11 @@ static void tn_map_self_end(tn_map *m)
 
 /* Adds a text to the object: plain characters only, nothing that could break a
  * request line or a name check, and all of it or none. */
-static void tn_map_item_text(tn_map_item *w, char *dst, size_t cap, const char *text, size_t len,
-                             bool cut)
+static void tn_map_item_text(tn_map_item *w, char *dst, size_t cap, const tn_map_value *v)
 {
-    bool ok = !cut && tn_text_copy(dst, cap, text, len);
-    while (len-- != 0) ok = ok && *text > 0x20 && *text++ < 0x7f;
+    size_t i;
+    bool   ok = !v->cut && tn_text_copy(dst, cap, v->text, v->len);
+    for (i = 0; i < v->len; i++) ok = ok && v->text[i] > 0x20 && v->text[i] < 0x7f;
     if (!ok) {
         w->flags |= 1u << TN_MAP_ITEM_BAD;
         dst[0] = '\0';
@@ -13911,9 +14021,7 @@ static void tn_map_item_payload(tn_map_item *w, const tn_map_value *v)
     w->payload_len = 0;
     if (v->cut) w->flags |= 1u << TN_MAP_ITEM_BAD;
     for (i = 0; i < v->len && v->text[i] != '=' && (w->flags >> TN_MAP_ITEM_BAD & 1u) == 0; i++) {
-        unsigned c = (unsigned char)v->text[i], l = (c | 32u) - 'a';
-        unsigned d = l < 26 ? (c < 'a' ? l : l + 26) : c - 48u < 10u ? c + 4u :
-                     c == '+' ? 62u : c == '/' ? 63u : 64u;
+        unsigned d = tn_base64_digit(v->text[i]);
         sum = sum << 6 | d;
         bits += 6;
         if (d > 63 || w->payload_len == sizeof w->payload) w->flags |= 1u << TN_MAP_ITEM_BAD;
@@ -13942,18 +14050,26 @@ static uint32_t tn_map_thousandths(const tn_js *js)
     return v * scale;
 }
 
+/* The number of a relay region as a key; 0: none. */
+static uint16_t tn_map_region_key(const tn_js *js)
+{
+    uint32_t id;
+    return !js->key_cut && tn_u32_parse(js->key, js->key_len, 0xffff, &id) ? (uint16_t)id
+                                                                           : (uint16_t)0;
+}
+
 static void tn_map_score_value(tn_map *m, const tn_js *js)
 {
-    uint32_t v = tn_map_thousandths(js);
-    int64_t  id;
-    unsigned i = 0;
-    if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff || v == 0 || v > 0xffff) return;
-    while (i < TN_MAP_SCORES && m->scores[i].id != 0 && m->scores[i].id != (uint16_t)id) i++;
+    uint32_t v  = tn_map_thousandths(js);
+    uint16_t id = tn_map_region_key(js);
+    unsigned i  = 0;
+    if (id == 0 || v == 0 || v > 0xffff) return;
+    while (i < TN_MAP_SCORES && m->scores[i].id != 0 && m->scores[i].id != id) i++;
     if (i == TN_MAP_SCORES) {
         m->dropped++;
         return;
     }
-    m->scores[i].id          = (uint16_t)id;
+    m->scores[i].id          = id;
     m->scores[i].thousandths = (uint16_t)v;
 }
 
@@ -14001,8 +14117,12 @@ static void tn_map_record_end(tn_map *m)
 static void tn_map_dns_route_begin(tn_map *m, const tn_js *js)
 {
     tn_map_item *w = &m->work.item;
+    tn_map_value v;
     memset(w, 0, sizeof *w);
-    tn_map_item_text(w, w->text, sizeof w->text, js->key, js->key_len, js->key_cut);
+    v.text = js->key;
+    v.len  = js->key_len;
+    v.cut  = js->key_cut;
+    tn_map_item_text(w, w->text, sizeof w->text, &v);
     if (js->key_cut) m->dropped++;
 }
 
@@ -14040,18 +14160,15 @@ static tn_map_result tn_map_other_value(tn_map *m, tn_flt *flt, unsigned value,
     uint16_t     i;
     switch (value) {
     case TN_MAP_V_TEXT:
-        tn_map_item_text(w, w->text, sizeof w->text, v->text, v->len, v->cut);
+        tn_map_item_text(w, w->text, sizeof w->text, v);
         break;
     case TN_MAP_V_MORE:
-        tn_map_item_text(w, w->more, sizeof w->more, v->text, v->len, v->cut);
+        tn_map_item_text(w, w->more, sizeof w->more, v);
         break;
     case TN_MAP_V_FIRST:   w->first = v->low16; break;
     case TN_MAP_V_LAST:    w->last = v->low16; break;
-    case TN_MAP_V_IP4:
-    case TN_MAP_V_IP6:
-        tn_map_pair(&w->flags, TN_MAP_REGION_IP4, TN_MAP_REGION_NO4, w->ip,
-                    value == TN_MAP_V_IP4 ? 4 : 6, js);
-        break;
+    case TN_MAP_V_IP4: tn_map_pair(m, TN_MAP_REGION_IP4, w->ip, 4, js); break;
+    case TN_MAP_V_IP6: tn_map_pair(m, TN_MAP_REGION_IP6, w->ip + 4, 6, js); break;
     case TN_MAP_V_PAYLOAD: tn_map_item_payload(w, v); break;
     case TN_MAP_V_KEEP_ALIVE: m->keep_alive = v->on; break;
     case TN_MAP_V_BROWSE:     return v->len != 0 ? TN_MAP_BROWSE : TN_MAP_OK;
@@ -14104,7 +14221,6 @@ static tn_map_result tn_map_take_value(tn_map *m, tn_flt *flt, const tn_map_row 
 /* A container begins. False: it is not for us. */
 static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *js)
 {
-    int64_t id = 0;
     if ((row->form & 7u) == TN_MAP_F_NEW) {
         memset(&m->work, 0, sizeof m->work);
         m->named = m->has = 0;
@@ -14121,8 +14237,8 @@ static bool tn_map_enter(tn_map *m, tn_flt *flt, const tn_map_row *row, tn_js *j
         tn_map_regions(m, true);
         break;
     case TN_MAP_AT_REGION:
-        if (!tn_js_key_int(js, &id) || id <= 0 || id > 0xffff) return false;
-        m->region_id    = (uint16_t)id;
+        m->region_id = tn_map_region_key(js);
+        if (m->region_id == 0) return false;
         m->region_flags = m->region_nth = 0;
         tn_map_region_mark(m, true);
         break;
@@ -14605,7 +14721,7 @@ static unsigned tn_net_tries6(const tn_net *n, unsigned tries)
     return !n->ip6 && tries > 1;
 }
 
-static void tn_net_begin(tn_net *n, const tn_net_world *x, uint64_t now_ms)
+static TN_NOINLINE void tn_net_begin(tn_net *n, const tn_net_world *x, uint64_t now_ms)
 {
     tn_net_region *g;
     unsigned       s;
@@ -15125,7 +15241,7 @@ static void tn_path_init(tn_path *p, const uint8_t seed[16], uint64_t now_ms)
     p->best   = TN_PATH_NO_SLOT;
     p->turn   = TAILNET_MAX_CANDIDATES - 1;
     p->full   = p->called = now - TN_PATH_PING_MS;
-    p->heeded = now - TN_PATH_HEED_MS;
+    p->heeded = now - TN_PATH_PING_MS;
 }
 
 /* ---- candidates ---- */
@@ -15200,7 +15316,7 @@ static unsigned tn_path_put(tn_path *p, const tailnet_addr *a, unsigned kind, ui
     c->flags    = (uint8_t)kind;
     c->pinged   = now - TN_PATH_PING_MS;
     c->answered = now - 1;
-    c->heard    = now;
+    c->heard    = now - TN_PATH_PING_MS;
     return i;
 }
 
@@ -15303,6 +15419,16 @@ static unsigned tn_path_try(tn_path *p, uint32_t now)
     return p->turn;
 }
 
+/* The peer called, and we found the way while its own pings have not come through:
+ * they were ahead of ours, which opened our NAT. It would try again in 5 s; a call
+ * makes it try now. (Of two clients of the reference the second may wait.) */
+static bool tn_path_is_sought(const tn_path *p, uint32_t now)
+{
+    return !p->plain && tn_path_age(now, p->heeded) < TN_PATH_PING_MS &&
+           tn_path_age(now, p->called) >= TN_PATH_PING_MS &&
+           tn_path_age(now, p->places[p->best].heard) >= TN_PATH_PING_MS;
+}
+
 /* Where does a WireGuard message go that is sent now? TN_PATH_UDP: to *to.
  * TN_PATH_RELAY: by relay; both: by both, WireGuard drops the second copy. Then
  * step has something to say. */
@@ -15313,6 +15439,7 @@ static unsigned tn_path_use(tn_path *p, uint64_t now_ms, tailnet_addr *to)
     tn_path_active(p, now);
     ways = p->plain || p->state == TN_PATH_TRUSTED ? 0u : (unsigned)TN_PATH_RELAY;
     if (ways != 0) tn_path_round(p, true, now);
+    else if (tn_path_is_sought(p, now)) p->due |= TN_PATH_DUE_CALL;
     slot = p->plain ? tn_path_try(p, now) : p->best;
     if (slot == TN_PATH_NO_SLOT || p->places[slot].addr.family == 0) return ways;
     *to = p->places[slot].addr;
@@ -15384,7 +15511,7 @@ static void tn_path_ping(tn_path *p, unsigned slot, uint32_t now, tn_path_wish *
 }
 
 /* What is to be sent next? Until it says QUIET. */
-static tn_path_want tn_path_step(tn_path *p, uint64_t now_ms, tn_path_wish *w)
+static TN_NOINLINE tn_path_want tn_path_step(tn_path *p, uint64_t now_ms, tn_path_wish *w)
 {
     uint32_t now = (uint32_t)now_ms;
     unsigned i;
@@ -15580,6 +15707,7 @@ static void tn_path_network_changed(tn_path *p, uint64_t now_ms)
 #define TN_RELAY_SHUN_MS          300000ul  /* not there again, however near      */
 #define TN_RELAY_REJECTED_MS      30000u    /* closed after our login             */
 #define TN_RELAY_BACKOFF_MAX_MS   5000u
+#define TN_RELAY_STAYED_MS        20000u    /* open for so long: its errors are forgiven */
 #define TN_RELAY_RESTART_MAX_MS   10000u
 #define TN_RELAY_TRYING_MAX_MS    600000ul
 
@@ -15621,6 +15749,7 @@ typedef struct tn_relay_link {
     uint16_t        status;                 /* of HTTP, when the upgrade failed   */
     uint32_t        deadline_ms;            /* of the state, if it has one        */
     uint32_t        written_ms;             /* the last packet for it             */
+    uint32_t        open_ms;                /* logged in since                    */
     uint32_t        pong_ms;                /* by then                            */
     uint32_t        restart_ms;             /* until then failing is no error,    */
     uint32_t        restart_in_ms;          /*   if this is not 0                 */
@@ -16076,18 +16205,17 @@ static uint32_t tn_relay_backoff_ms(unsigned errors, uint32_t rnd)
     return base / 2 + (uint32_t)((base * (rnd & 0xffffu)) >> 16);
 }
 
-/* One more error: wait, then walk the region's nodes anew. A server that said
- * it would restart is waited for as long as it asked. */
+/* One more error: wait, then walk the region's nodes anew. A server that said it would
+ * restart is waited for as long as it asked, but none makes us come back ever so fast. */
 static void tn_relay_retry(tn_relay_link *l, uint32_t least_ms, uint32_t now, uint32_t rnd)
 {
-    uint32_t wait;
-    if (l->restart_in_ms != 0 && !tn_relay_is_past(l->restart_ms, now)) {
-        wait = l->restart_in_ms + rnd % 1000u;
-    } else {
-        l->restart_in_ms = 0;
-        if (l->errors < 255) l->errors++;
-        wait = least_ms + tn_relay_backoff_ms(l->errors, rnd);
-    }
+    uint32_t wait, restart = l->restart_in_ms + rnd % 1000u;
+    if (l->from == TN_RELAY_OPEN && tn_relay_is_past(l->open_ms + TN_RELAY_STAYED_MS, now))
+        l->errors = 0;
+    if (l->errors < 255) l->errors++;
+    wait = least_ms + tn_relay_backoff_ms(l->errors, rnd);
+    if (l->restart_in_ms == 0 || tn_relay_is_past(l->restart_ms, now)) l->restart_in_ms = 0;
+    else if (wait < restart)                                           wait = restart;
     l->node = 0;
     tn_relay_wait(l, wait, now);
 }
@@ -16232,7 +16360,7 @@ static tn_relay_news tn_relay_take_frame(tn_relay_link *l, tn_derp_event *ev, ui
         } else if (!tn_relay_server_info(&l->derp, ev, now_ms)) {
             tn_relay_fail(l, TAILNET_ERR_MALFORMED, now);
         } else {
-            l->errors        = 0;
+            l->open_ms       = now;
             l->restart_in_ms = 0;
             tn_relay_enter(l, TN_RELAY_OPEN, now);
             return TN_RELAY_UP;
@@ -16544,15 +16672,28 @@ enum {
     TN_CTL_NEWS_OUT     = 1 << 6            /* the logout is done                   */
 };
 
+/* What was learned of the gateway; the first four are tn_pmp_services. */
+enum {
+    TN_CTL_PCP = 1, TN_CTL_PMP = 2, TN_CTL_UPNP = 4, TN_CTL_PROBED = 8, TN_CTL_MAPPED = 16,
+    TN_CTL_LATENCIES = TN_ON_HOST ? 32 : 8  /* regions told of                    */
+};
+
+/* How far a region is, by IPv4 and by IPv6; 0: not known. */
+typedef struct tn_ctl_latency {
+    uint16_t region, ms[2];
+} tn_ctl_latency;
+
 /* What the server should know of us. The node fills it, zeroed first, before
- * each step. */
+ * each step. What is before latency is told when it changes; latency goes along. */
 typedef struct tn_ctl_wish {
     uint16_t     home_region;
     uint8_t      endpoint_count;
     uint8_t      endpoint_type[TAILNET_MAX_CANDIDATES];   /* tailcfg.EndpointType   */
     bool         udp, ip6, varies;          /* NetInfo: works, works, hard NAT      */
+    uint8_t      port_map;                  /* NetInfo: bits                        */
     uint8_t      disco[32];
     tailnet_addr endpoint[TAILNET_MAX_CANDIDATES];
+    tn_ctl_latency latency[TN_CTL_LATENCIES];
 } tn_ctl_wish;
 
 /* Everything a step works on besides its own struct. */
@@ -16607,6 +16748,9 @@ typedef struct tn_ctl_line {
     tn_nz_early     early;
 } tn_ctl_line;
 
+/* What has a deadline: the state, a visit, a lite update, an answer to a sign of life. */
+enum { TN_CTL_STATE, TN_CTL_VISIT, TN_CTL_UPDATE, TN_CTL_SIGN, TN_CTL_CLOCKS };
+
 /* Small and much used first: short offsets make short code. */
 typedef struct tn_ctl {
     tn_ctl_state    state;
@@ -16632,7 +16776,8 @@ typedef struct tn_ctl {
     uint32_t        news, detail;
     uint32_t        maps_read;              /* messages that were no mere sign of life */
     const char     *why_section;
-    uint64_t        deadline_ms, aux_deadline_ms, lite_deadline_ms, ping_deadline_ms;
+    uint32_t        due[TN_CTL_CLOCKS];     /* low 32 bits of a time; 0: never    */
+    uint64_t        now_ms;                 /* of the last step                   */
     uint64_t        reread_at_ms;           /* not again before                     */
     uint8_t         server_key[32];
     uint8_t         asker[32];              /* public node key of a registration    */
@@ -16667,6 +16812,23 @@ static void tn_ctl_w_key(tn_wr *w, const char *piece, const uint8_t key[32])
     tn_wr_u8(w, '"');
 }
 
+/* Seconds, by region and family. */
+static void tn_ctl_w_latency(tn_wr *w, const tn_ctl_wish *wish)
+{
+    unsigned i, told = 0;
+    for (i = 0; i < 2u * TN_CTL_LATENCIES; i++) {
+        const tn_ctl_latency *l  = &wish->latency[i / 2];
+        unsigned              ms = l->ms[i % 2];
+        if (ms == 0) continue;
+        tn_js_wr(w, told++ == 0 ? ",'DERPLatency':{'" : ",'");
+        tn_wr_dec(w, l->region);
+        tn_js_wr(w, i % 2 == 0 ? "-v4':" : "-v6':");
+        tn_wr_dec(w, ms);
+        tn_wr_text(w, "e-3");
+    }
+    if (told != 0) tn_wr_u8(w, '}');
+}
+
 /* Left out while we have no home: a server then keeps the one it knows of our
  * last run, and peers reach us there at once (hscontrol/state). */
 static void tn_ctl_w_netinfo(tn_wr *w, const tn_ctl_wish *wish)
@@ -16674,9 +16836,18 @@ static void tn_ctl_w_netinfo(tn_wr *w, const tn_ctl_wish *wish)
     if (wish->home_region == 0) return;
     tn_js_wr(w, ",'NetInfo':{'PreferredDERP':");
     tn_wr_dec(w, wish->home_region);
-    tn_ctl_w_bool(w, ",'MappingVariesByDestIP':", wish->varies);
-    tn_ctl_w_bool(w, ",'WorkingIPv6':", wish->ip6);
-    tn_ctl_w_bool(w, ",'WorkingUDP':", wish->udp);
+    if (TAILNET_DIRECT) {
+        tn_ctl_w_bool(w, ",'MappingVariesByDestIP':", wish->varies);
+        tn_ctl_w_bool(w, ",'WorkingIPv6':", wish->ip6);
+        tn_ctl_w_bool(w, ",'WorkingUDP':", wish->udp);
+    }
+    if (TAILNET_PORTMAP && (wish->port_map & TN_CTL_PROBED) != 0) {
+        tn_ctl_w_bool(w, ",'HavePortMap':", (wish->port_map & TN_CTL_MAPPED) != 0);
+        tn_ctl_w_bool(w, ",'UPnP':", (wish->port_map & TN_CTL_UPNP) != 0);
+        tn_ctl_w_bool(w, ",'PMP':", (wish->port_map & TN_CTL_PMP) != 0);
+        tn_ctl_w_bool(w, ",'PCP':", (wish->port_map & TN_CTL_PCP) != 0);
+    }
+    if (TAILNET_DIRECT) tn_ctl_w_latency(w, wish);
     tn_wr_u8(w, '}');
 }
 
@@ -16747,12 +16918,12 @@ static void tn_ctl_body_map(const tn_ctl *c, const tn_ctl_world *x, tn_wr *w, bo
     tn_js_wr(w, ",'KeepAlive':true");
     tn_js_wr(w, stream ? ",'Stream':true" : ",'OmitPeers':true");
     tn_ctl_w_hostinfo(w, x->desc, wish);
-    for (i = 0; i < wish->endpoint_count; i++) {
+    for (i = 0; TAILNET_DIRECT && i < wish->endpoint_count; i++) {
         tn_js_wr(w, i == 0 ? ",'Endpoints':['" : "','");
         tn_wr_addr(w, &wish->endpoint[i]);
     }
     if (i != 0) tn_js_wr(w, "']");
-    for (i = 0; i < wish->endpoint_count; i++) {
+    for (i = 0; TAILNET_DIRECT && i < wish->endpoint_count; i++) {
         tn_js_wr(w, i == 0 ? ",'EndpointTypes':[" : ",");
         tn_wr_dec(w, wish->endpoint_type[i]);
     }
@@ -16826,7 +16997,7 @@ static size_t tn_ctl_span(const char *url, size_t len, size_t at, const char *en
 static bool tn_ctl_url_parse(tn_ctl_target *t, const char *url, size_t len)
 {
     size_t   at, end;
-    uint64_t port = 0;
+    uint32_t port = 0;
     bool     literal;
 
     t->tls = tn_begins(url, len, "https://");
@@ -16843,7 +17014,7 @@ static bool tn_ctl_url_parse(tn_ctl_target *t, const char *url, size_t len)
     if (t->named_port) {
         at  = end + 1;
         end = tn_ctl_span(url, len, at, "/?");
-        if (!tn_dec_parse(url + at, end - at, 65535, &port) || port == 0) return false;
+        if (!tn_u32_parse(url + at, end - at, 65535, &port) || port == 0) return false;
         t->port = (uint16_t)port;
     }
     t->path     = url + end;
@@ -16865,17 +17036,26 @@ static bool tn_ctl_target_of(tn_ctl_target *t, const tn_ctl_world *x)
 
 /* ---- state, trouble, and the way out of it ---- */
 
-static TN_NOINLINE void tn_ctl_enter(tn_ctl *c, tn_ctl_state next, uint64_t deadline_ms)
+static TN_NOINLINE void tn_ctl_enter(tn_ctl *c, tn_ctl_state next, uint32_t due)
 {
     TAILNET_ASSERT((tn_ctl_arrows[c->state] >> next & 1u) != 0);
     c->state       = next;
-    c->deadline_ms = deadline_ms;
+    c->due[TN_CTL_STATE] = due;
     c->news |= TN_CTL_NEWS_STATE;
 }
 
-static TN_NOINLINE uint64_t tn_ctl_in(const tn_ctl_world *x, uint32_t ms)
+/* So many milliseconds from now on, fewer than 24 days. */
+static TN_NOINLINE uint32_t tn_ctl_in(const tn_ctl_world *x, uint32_t ms)
 {
-    return x->rim->now_ms + ms;
+    uint32_t due = (uint32_t)x->rim->now_ms + ms;
+    return due != 0 ? due : 1;
+}
+
+/* Has that time come? */
+static bool tn_ctl_is_due(const tn_ctl *c, unsigned what)
+{
+    uint32_t due = c->due[what];
+    return due != 0 && ((uint32_t)c->now_ms - due) >> 31 == 0;
 }
 
 /* Causes that come and go, and say nothing of what is wrong. */
@@ -16888,7 +17068,7 @@ static bool tn_ctl_is_weak(tailnet_result why)
 /* What went wrong, and where: one of the names that a problem is reported with. */
 enum {
     TN_CTL_IN_KEY, TN_CTL_IN_LINK, TN_CTL_IN_TLS, TN_CTL_IN_NOISE, TN_CTL_IN_HTTP, TN_CTL_IN_MAP,
-    TN_CTL_IN_CONTROL
+    TN_CTL_IN_CONTROL, TN_CTL_IN_PROXY
 };
 #define TN_CTL_WHAT(where, why) ((unsigned)TN_CTL_IN_##where * 32u + (unsigned)-(int)(why))
 
@@ -16896,7 +17076,8 @@ enum {
  * time-out that follows a bad certificate says less than the certificate. */
 static void tn_ctl_trouble(tn_ctl *c, unsigned what, int32_t detail)
 {
-    static const char names[][8] = { "key", "link", "tls", "noise", "http", "map", "control" };
+    static const char names[][8] = { "key", "link", "tls", "noise", "http", "map", "control",
+                                         "proxy" };
     tailnet_result    why        = (tailnet_result)-(int)(what % 32u);
     if (c->why != TAILNET_OK && (!tn_ctl_is_weak(c->why) || tn_ctl_is_weak(why))) return;
     c->why         = why;
@@ -16917,7 +17098,8 @@ static void tn_ctl_end_aux(tn_ctl *c, tn_ctl_world *x)
 {
     if (c->aux != 0) tn_link_close(x->links, c->aux, TAILNET_OK);
     c->aux             = 0;
-    c->aux_deadline_ms = TN_NEVER;
+    c->due[TN_CTL_VISIT] = 0;
+    c->crowded         = false;
 }
 
 /* Forgets the connection and everything that lived on it; the map stays in force. */
@@ -16930,21 +17112,20 @@ static void tn_ctl_disconnect(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
     tn_nz_wipe(&c->nz);
     tn_wipe(c->out, sizeof c->out);
     tn_wipe(c->in, sizeof c->in);
-    c->crowded          = false;
-    c->lite_deadline_ms = c->ping_deadline_ms = TN_NEVER;
+    c->due[TN_CTL_UPDATE] = c->due[TN_CTL_SIGN] = 0;
 }
 
 /* Gives this attempt up and waits; longer with every failure in a row. */
 static void tn_ctl_pause(tn_ctl *c, tn_ctl_world *x, tailnet_result why)
 {
-    uint64_t wait = c->failures < 8 ? (uint64_t)250 << c->failures : 60000u;
+    uint32_t wait = c->failures < 8 ? (uint32_t)250 << c->failures : (uint32_t)60000u;
     if (wait > 60000u) wait = 60000u;
     if (c->slow) wait = TN_CTL_SLOW_MS;
     c->slow = false;
     if (c->failures < 1000) c->failures++;
     tn_ctl_disconnect(c, x, why);
     tn_ctl_enter(c, TN_CTL_PAUSE,
-                 x->rim->now_ms + tn_rim_between(x->rim, wait / 2, wait + wait / 2));
+                 tn_ctl_in(x, tn_rim_between(x->rim, wait / 2, wait + wait / 2)));
 }
 
 static void tn_ctl_fail(tn_ctl *c, tn_ctl_world *x, unsigned what, int32_t detail)
@@ -16969,7 +17150,7 @@ static void tn_ctl_refuse(tn_ctl *c, tn_ctl_world *x, tailnet_result why, int32_
     c->refused = true;
     c->slow    = true;
     tn_ctl_pause(c, x, why);
-    c->deadline_ms = TN_NEVER;
+    c->due[TN_CTL_STATE] = 0;
 }
 
 /* ---- dialling ---- */
@@ -17002,7 +17183,7 @@ static bool tn_ctl_dial_host(tn_ctl *c, tn_ctl_world *x, uint16_t port, bool tls
         }
     }
     r = tn_link_open(x->links, &dial, purpose, out);
-    if (out == &c->line.link) c->crowded = r == TAILNET_ERR_AGAIN;
+    c->crowded = r == TAILNET_ERR_AGAIN;
     if (r == TAILNET_OK) return true;
     *out = 0;
     if (r != TAILNET_ERR_AGAIN && out == &c->line.link) tn_ctl_trouble(c, TN_CTL_WHAT(LINK, r), 0);
@@ -17019,12 +17200,20 @@ static void tn_ctl_not_dialled(tn_ctl *c, tn_ctl_world *x)
     if (!crowded) return;
     c->crowded     = true;
     c->failures    = failures;
-    c->deadline_ms = tn_ctl_in(x, TN_CTL_CROWDED_MS);
+    c->due[TN_CTL_STATE] = tn_ctl_in(x, TN_CTL_CROWDED_MS);
 }
 
-/* Starts the next connection: for the server's key, or for control itself. That may go
- * over port 80 in the clear, under Noise alone, but only where the URL names no port:
- * with a port it says what listens there. */
+/* Where control goes in the clear, under Noise alone, although the URL says https; 0:
+ * nowhere. A URL with a port says what listens there and nothing of port 80. */
+static uint16_t tn_ctl_plain_port(const tn_ctl *c, const tn_ctl_world *x, const tn_ctl_target *t)
+{
+    const tailnet_desc *d = x->desc;
+    if (!c->key_known || d->control_tls || (c->plain_failed && x->tls_free)) return 0;
+    return d->control_http_port != 0 || t->named_port ? d->control_http_port : (uint16_t)80;
+}
+
+/* Starts the next connection: for the server's key, or for control itself. The key of an
+ * https server never comes in the clear. */
 static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
 {
     bool          key = !c->key_known;
@@ -17035,9 +17224,9 @@ static void tn_ctl_begin(tn_ctl *c, tn_ctl_world *x)
         return;
     }
     tn_text_copy(c->host, sizeof c->host, t.host, t.host_len);
-    c->over_tls = t.tls && (key || x->desc->control_tls || t.named_port ||
-                            (c->plain_failed && x->tls_free));
-    c->port     = t.tls && !c->over_tls ? 80 : t.port;
+    c->port     = t.tls ? tn_ctl_plain_port(c, x, &t) : t.port;
+    c->over_tls = c->port == 0;
+    if (c->over_tls) c->port = t.port;
     if (!key && c->over_tls && !x->tls_free) {
         tn_ctl_fail(c, x, TN_CTL_WHAT(LINK, TAILNET_ERR_UNSUPPORTED), 0);
         return;
@@ -17168,7 +17357,7 @@ static void tn_ctl_have_key(tn_ctl *c, tn_ctl_world *x)
 {
     c->key_known = true;
     tn_ctl_disconnect(c, x, TAILNET_OK);
-    tn_ctl_enter(c, TN_CTL_PAUSE, x->rim->now_ms);   /* the next connection begins there */
+    tn_ctl_enter(c, TN_CTL_PAUSE, tn_ctl_in(x, 0));   /* the next connection begins there */
 }
 
 /* A key that came without TLS may not replace one that we have used. */
@@ -17280,9 +17469,9 @@ static void tn_ctl_register(tn_ctl *c, tn_ctl_world *x)
     else                     tn_copy_key(c->asker, x->node_public);
     memset(&c->answer, 0, sizeof c->answer);
     tn_ctl_enter(c, c->url_len != 0 ? TN_CTL_FOLLOWUP : TN_CTL_REGISTER,
-                 c->url_len != 0 ? TN_NEVER : tn_ctl_in(x, TN_CTL_REGISTER_MS));
-    c->ping_deadline_ms = c->url_len != 0 ? tn_ctl_in(x, TN_CTL_PING_MS) : TN_NEVER;
-    c->line.pinged           = false;
+                 c->url_len != 0 ? 0 : tn_ctl_in(x, TN_CTL_REGISTER_MS));
+    c->due[TN_CTL_SIGN] = c->url_len != 0 ? tn_ctl_in(x, TN_CTL_PING_MS) : 0;
+    c->line.pinged = false;
 }
 
 /* The request on this stream, 0: a free place; or NULL. */
@@ -17320,7 +17509,7 @@ static void tn_ctl_stream(tn_ctl *c, tn_ctl_world *x)
 {
     tn_ctl_drop(c, c->line.map_stream);
     tn_ctl_drop(c, c->line.next_stream);
-    c->ping_deadline_ms = TN_NEVER;
+    c->due[TN_CTL_SIGN] = 0;
     c->lite_dirty = true;                   /* some servers listen only to lite updates */
     tn_ctl_enter(c, TN_CTL_STREAM, tn_ctl_in(x, TN_CTL_WATCHDOG_MS));
 }
@@ -17509,7 +17698,7 @@ static void tn_ctl_judge_answer(tn_ctl *c, tn_ctl_world *x, unsigned status)
     if (status == 429 || status >= 500) {
         tn_ctl_fail_status(c, x, status);
         if (status == 429)
-            c->deadline_ms = tn_ctl_in(x, a->retry_s != 0 ? a->retry_s * 1000u :
+            c->due[TN_CTL_STATE] = tn_ctl_in(x, a->retry_s != 0 ? a->retry_s * 1000u :
                                           (uint32_t)tn_rim_between(x->rim, 5000, 10000));
     } else if (status != 200) {
         tn_ctl_refuse(c, x, status == 400 ? TAILNET_ERR_UNSUPPORTED : TAILNET_ERR_CONTROL,
@@ -17598,7 +17787,7 @@ static void tn_ctl_finish(tn_ctl *c, tn_ctl_world *x, tn_ctl_asked *q)
         }
         break;
     case TN_CTL_ASK_LITE:
-        c->lite_deadline_ms = tn_ctl_in(x, TN_CTL_REFRESH_MS);
+        c->due[TN_CTL_UPDATE] = tn_ctl_in(x, TN_CTL_REFRESH_MS);
         if (status == 200) c->news |= TN_CTL_NEWS_TOLD;
         else               tn_ctl_map_refused(c, x, status);
         break;
@@ -17619,10 +17808,10 @@ static void tn_ctl_message_done(tn_ctl *c, tn_ctl_world *x)
     c->line.message_open = false;
     if (!x->map->keep_alive) c->maps_read++;
     if (c->state == TN_CTL_STREAM || c->state == TN_CTL_RUN)
-        c->deadline_ms = tn_ctl_in(x, TN_CTL_WATCHDOG_MS);
+        c->due[TN_CTL_STATE] = tn_ctl_in(x, TN_CTL_WATCHDOG_MS);
     if (x->map->control_time_ms != 0) tn_rim_learn_time(x->rim, x->map->control_time_ms);
     if (c->state == TN_CTL_STREAM && !x->map->first) {
-        tn_ctl_enter(c, TN_CTL_RUN, c->deadline_ms);
+        tn_ctl_enter(c, TN_CTL_RUN, c->due[TN_CTL_STATE]);
         tn_ctl_well(c);
         c->map_refused = false;
     }
@@ -17733,7 +17922,8 @@ static void tn_ctl_reset(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
     if (c->line.rq.stream == ev->stream) c->line.rq.stream = 0;
     if (q == NULL) return;
     if (q->kind == TN_CTL_ASK_LITE || q->kind == TN_CTL_ASK_ANSWER) {
-        if (q->kind == TN_CTL_ASK_LITE) c->lite_deadline_ms = tn_ctl_in(x, TN_CTL_LITE_MS);
+        if (q->kind == TN_CTL_ASK_LITE)
+            c->due[TN_CTL_UPDATE] = tn_ctl_in(x, TN_CTL_LITE_MS);
         memset(q, 0, sizeof *q);
     } else if (ev->stream == c->line.map_stream && c->line.next_stream != 0) {
         tn_ctl_drop(c, ev->stream);         /* the next one takes over */
@@ -17743,7 +17933,8 @@ static void tn_ctl_reset(tn_ctl *c, tn_ctl_world *x, const tn_h2_event *ev)
 }
 
 /* One HTTP/2 event. */
-static void tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind, const tn_h2_event *ev)
+static TN_NOINLINE void tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind,
+                                     const tn_h2_event *ev)
 {
     if (kind == TN_H2_RESPONSE) {
         tn_ctl_response(c, x, ev);
@@ -17755,8 +17946,8 @@ static void tn_ctl_event(tn_ctl *c, tn_ctl_world *x, tn_h2_kind kind, const tn_h
         tn_ctl_reset(c, x, ev);
     } else if (kind == TN_H2_PING_ACK) {
         c->line.pinged      = false;
-        c->ping_deadline_ms =
-            c->state == TN_CTL_FOLLOWUP ? tn_ctl_in(x, TN_CTL_PING_MS) : TN_NEVER;
+        c->due[TN_CTL_SIGN] =
+            c->state == TN_CTL_FOLLOWUP ? tn_ctl_in(x, TN_CTL_PING_MS) : 0;
     } else if (kind != TN_H2_MORE) {        /* TN_H2_GOAWAY, TN_H2_FAILED */
         tn_ctl_fail(c, x, kind == TN_H2_FAILED ? TN_CTL_WHAT(HTTP, TAILNET_ERR_MALFORMED)
                                                : TN_CTL_WHAT(HTTP, TAILNET_ERR_NETWORK),
@@ -17815,7 +18006,7 @@ static tn_ctl_kind tn_ctl_next_kind(tn_ctl *c, const tn_ctl_world *x)
         return TN_CTL_ASK_STREAM;
     if (maps && c->want_reread && c->line.next_stream == 0) return TN_CTL_ASK_STREAM;
     if (c->state == TN_CTL_RUN && tn_ctl_asking(c, TN_CTL_ASK_LITE) == NULL &&
-        (c->lite_dirty || memcmp(&c->sent, &x->wish, sizeof c->sent) != 0))
+        (c->lite_dirty || memcmp(&c->sent, &x->wish, offsetof(tn_ctl_wish, latency)) != 0))
         return TN_CTL_ASK_LITE;
     return TN_CTL_NOTHING;
 }
@@ -17864,7 +18055,7 @@ static bool tn_ctl_open(tn_ctl *c, tn_ctl_world *x, tn_ctl_kind kind, tn_wr *w)
     }
     if (kind == TN_CTL_ASK_LITE) {
         c->lite_dirty       = false;
-        c->lite_deadline_ms = tn_ctl_in(x, TN_CTL_LITE_MS);
+        c->due[TN_CTL_UPDATE] = tn_ctl_in(x, TN_CTL_LITE_MS);
     }
     return true;
 }
@@ -17920,21 +18111,27 @@ static void tn_ctl_write(tn_ctl *c, tn_ctl_world *x)
 /* ---- pings of the server ---- */
 
 /* HEAD of an outside URL, on a connection of its own; only to the control
- * server's own host, so that a server cannot make us knock at other doors. */
-static void tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
+ * server's own host, so that a server cannot make us knock at other doors.
+ * False: all connections are in use; the room above makes place. */
+static bool tn_ctl_begin_aux(tn_ctl *c, tn_ctl_world *x)
 {
     const char   *url = x->map->work.item.text;
     tn_ctl_target t;
 
-    if (c->aux != 0 || !tn_ctl_url_parse(&t, url, x->map->work.item.text_len)) return;
-    if (!tn_is(t.host, t.host_len, c->host) || t.path_len == 0) return;
-    if (t.path_len >= sizeof c->text || c->state != TN_CTL_RUN) return;
-    if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->aux)) return;
+    if (!tn_ctl_url_parse(&t, url, x->map->work.item.text_len)) return true;
+    if (!tn_is(t.host, t.host_len, c->host) || t.path_len == 0) return true;
+    if (t.path_len >= sizeof c->text || c->state != TN_CTL_RUN) return true;
+    if (c->due[TN_CTL_VISIT] == 0) c->due[TN_CTL_VISIT] = tn_ctl_in(x, TN_CTL_AUX_MS);
+    if (!tn_ctl_dial_host(c, x, t.port, t.tls, TN_LINK_FOR_KEY, &c->aux)) {
+        if (c->crowded) return false;
+        tn_ctl_end_aux(c, x);
+        return true;
+    }
     c->port     = t.port;                   /* until the next dial of our own */
     c->over_tls = t.tls;
     tn_text_copy(c->text, sizeof c->text, t.path, t.path_len);
-    c->aux_sent        = false;
-    c->aux_deadline_ms = tn_ctl_in(x, TN_CTL_AUX_MS);
+    c->aux_sent = false;
+    return true;
 }
 
 /* The aux link is open: the request; whatever the answer is, it is not read. */
@@ -17953,7 +18150,7 @@ static void tn_ctl_send_aux(tn_ctl *c, tn_ctl_world *x)
 }
 
 /* A ping request has arrived whole. Returns false while its answer waits for room. */
-static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
+static TN_NOINLINE bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
 {
     const tn_map_item *p = &x->map->work.item;
     tn_wr              w;
@@ -17967,8 +18164,7 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
         tn_ctl_seal(c, &w);
         tn_ctl_drop(c, c->line.rq.stream);       /* no window for a short answer: let it go */
     } else if (tn_ctl_ping_is_head(p)) {
-        if (c->aux != 0) return false;      /* one visit at a time */
-        tn_ctl_begin_aux(c, x);
+        return c->aux == 0 && tn_ctl_begin_aux(c, x);   /* one visit at a time */
     }
     return true;
 }
@@ -17979,7 +18175,6 @@ static bool tn_ctl_answer_ping(tn_ctl *c, tn_ctl_world *x)
 static bool tn_ctl_init(tn_ctl *c, const tailnet_desc *d, const tn_key_state *keys)
 {
     memset(c, 0, sizeof *c);
-    c->deadline_ms = c->aux_deadline_ms = c->lite_deadline_ms = c->ping_deadline_ms = TN_NEVER;
     if (keys->has_server) {
         tn_copy_key(c->server_key, keys->server);
         c->key_known = true;
@@ -17998,17 +18193,17 @@ static void tn_ctl_set_up(tn_ctl *c, tn_ctl_world *x, bool up)
 {
     c->up      = up;
     c->refused = false;                     /* both lead on from FAILED           */
-    if (up && c->state == TN_CTL_PAUSE) c->deadline_ms = x->rim->now_ms;
+    if (up && c->state == TN_CTL_PAUSE) c->due[TN_CTL_STATE] = tn_ctl_in(x, 0);
     if (up && c->state == TN_CTL_IDLE) {
         tn_ctl_well(c);
-        tn_ctl_enter(c, TN_CTL_PAUSE, x->rim->now_ms);
+        tn_ctl_enter(c, TN_CTL_PAUSE, tn_ctl_in(x, 0));
     }
     if (!up) c->want_logout = false;        /* whoever waits no longer            */
     if (up || c->state == TN_CTL_IDLE) return;
     tn_ctl_end_aux(c, x);
     tn_ctl_disconnect(c, x, TAILNET_OK);
     tn_ctl_no_page(c);
-    tn_ctl_enter(c, TN_CTL_IDLE, TN_NEVER);
+    tn_ctl_enter(c, TN_CTL_IDLE, 0);
 }
 
 /* Log in with a new node key, on the present connection if it stands. */
@@ -18020,15 +18215,35 @@ static void tn_ctl_login(tn_ctl *c, tn_ctl_world *x)
     tn_ctl_no_page(c);
     if (c->state == TN_CTL_RUN || c->state == TN_CTL_STREAM) tn_ctl_register(c, x);
     else if (c->state != TN_CTL_IDLE && c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_OK);
-    if (c->state == TN_CTL_PAUSE) c->deadline_ms = x->rim->now_ms;
+    if (c->state == TN_CTL_PAUSE) c->due[TN_CTL_STATE] = tn_ctl_in(x, 0);
 }
 
 /* Sign out on the server; the connection is made if there is none. */
 static void tn_ctl_logout(tn_ctl *c, uint64_t now_ms)
 {
     c->want_logout = true;
-    if (c->state == TN_CTL_IDLE) tn_ctl_enter(c, TN_CTL_PAUSE, now_ms);
-    if (c->state == TN_CTL_PAUSE) c->deadline_ms = now_ms;
+    if (c->state == TN_CTL_IDLE) tn_ctl_enter(c, TN_CTL_PAUSE, 0);
+    if (c->state == TN_CTL_PAUSE) c->due[TN_CTL_STATE] = (uint32_t)now_ms | 1u;
+}
+
+/* Our link ended by itself: says why, and where. */
+static void tn_ctl_link_gone(tn_ctl *c, tn_ctl_world *x, const tn_link_news *n)
+{
+    tailnet_result why    = n->why == TAILNET_OK ? TAILNET_ERR_NETWORK : n->why;
+    unsigned       what   = c->state == TN_CTL_KEY ? TN_CTL_WHAT(KEY, why) : TN_CTL_WHAT(LINK, why);
+    int32_t        detail = n->detail;
+
+    if (why == TAILNET_ERR_TLS) {
+        what = TN_CTL_WHAT(TLS, why);
+        if (TAILNET_CONTROL_RECORD < 16384 && detail == TN_TLS_ERR_LARGE) {
+            what    = TN_CTL_WHAT(TLS, TAILNET_ERR_TOO_BIG);
+            detail  = TAILNET_CONTROL_RECORD;
+            c->slow = true;                 /* it will send such a record again */
+        }
+    } else if (why == TAILNET_ERR_NETWORK && detail != 0) {
+        what = TN_CTL_WHAT(PROXY, TAILNET_ERR_DENIED);  /* only a proxy's answer has a number */
+    }
+    tn_ctl_fail(c, x, what, detail);
 }
 
 /* News of one of our links. */
@@ -18048,41 +18263,42 @@ static TN_NOINLINE void tn_ctl_link_news(tn_ctl *c, tn_ctl_world *x, const tn_li
     if (c->state == TN_CTL_KEY) tn_ctl_read_key(c, x);          /* its last words count */
     if (c->state == TN_CTL_UPGRADE) tn_ctl_read_upgrade(c, x);
     if (c->line.link != n->link) return;
-    if (c->state == TN_CTL_UPGRADE && c->line.proven && n->why != TAILNET_ERR_TLS) {
+    if (c->state == TN_CTL_UPGRADE && c->line.proven && n->why != TAILNET_ERR_TLS)
         tn_ctl_upgrade_failed(c, x, TAILNET_ERR_FORGED, 0);   /* it cannot read what we sent:
                                                                * another key, or too old    */
-    } else {
-        tailnet_result why = n->why == TAILNET_OK ? TAILNET_ERR_NETWORK : n->why;
-        tn_ctl_fail(c, x, why == TAILNET_ERR_TLS  ? TN_CTL_WHAT(TLS, why) :
-                          c->state == TN_CTL_KEY ? TN_CTL_WHAT(KEY, why)
-                                                 : TN_CTL_WHAT(LINK, why), n->detail);
-    }
+    else
+        tn_ctl_link_gone(c, x, n);
 }
 
 /* What is late. */
-static void tn_ctl_late(tn_ctl *c, tn_ctl_world *x)
+static TN_NOINLINE void tn_ctl_late(tn_ctl *c, tn_ctl_world *x)
 {
-    uint64_t now = x->rim->now_ms;
-    if (now >= c->aux_deadline_ms) tn_ctl_end_aux(c, x);
-    if (now >= c->ping_deadline_ms) {
+    c->now_ms = x->rim->now_ms;
+    if (tn_ctl_is_due(c, TN_CTL_VISIT)) {
+        if (c->aux == 0) c->line.ping_waits = false;    /* nobody made place */
+        tn_ctl_end_aux(c, x);
+    }
+    if (tn_ctl_is_due(c, TN_CTL_SIGN)) {
         if (c->line.pinged) {
             tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_TIMEOUT), 0);
         } else {
             tn_h2_ping(&c->u.h2);
-            c->line.pinged           = true;
-            c->ping_deadline_ms = tn_ctl_in(x, TN_CTL_PONG_MS);
+            c->line.pinged      = true;
+            c->due[TN_CTL_SIGN] = tn_ctl_in(x, TN_CTL_PONG_MS);
         }
     }
-    if (now >= c->lite_deadline_ms) {
+    if (tn_ctl_is_due(c, TN_CTL_UPDATE)) {
         tn_ctl_asked *q = tn_ctl_asking(c, TN_CTL_ASK_LITE);
         if (q != NULL) tn_ctl_fail(c, x, TN_CTL_WHAT(CONTROL, TAILNET_ERR_TIMEOUT), 0);
         c->lite_dirty       = true;
-        c->lite_deadline_ms = TN_NEVER;
+        c->due[TN_CTL_UPDATE] = 0;
     }
-    if (now < c->deadline_ms) return;
+    if (!tn_ctl_is_due(c, TN_CTL_STATE)) return;
     if (c->state == TN_CTL_PAUSE) {
         if (c->up || c->want_logout) tn_ctl_begin(c, x);
-        else                         tn_ctl_enter(c, TN_CTL_IDLE, TN_NEVER);
+        else                         tn_ctl_enter(c, TN_CTL_IDLE, 0);
+    } else if (c->state == TN_CTL_UPGRADE && c->line.proven) {
+        tn_ctl_upgrade_failed(c, x, TAILNET_ERR_FORGED, 0);   /* it said yes and knew no more */
     } else if (c->state != TN_CTL_IDLE) {
         tn_ctl_fail(c, x, c->state == TN_CTL_KEY ? TN_CTL_WHAT(KEY, TAILNET_ERR_TIMEOUT)
                                                : TN_CTL_WHAT(CONTROL, TAILNET_ERR_TIMEOUT), 0);
@@ -18108,7 +18324,7 @@ static tn_ctl_turn tn_ctl_step(tn_ctl *c, tn_ctl_world *x)
     if (tn_ctl_is_noise(c) && !c->line.ping_waits) turn = tn_ctl_read(c, x);
     if (turn == TN_CTL_PING) {
         c->line.ping_waits = true;
-        turn          = TN_CTL_MORE;
+        turn = TN_CTL_MORE;
     }
     if (c->line.ping_waits && tn_ctl_is_noise(c)) c->line.ping_waits = !tn_ctl_answer_ping(c, x);
     if (tn_ctl_is_noise(c)) tn_ctl_write(c, x);
@@ -18118,8 +18334,15 @@ static tn_ctl_turn tn_ctl_step(tn_ctl *c, tn_ctl_world *x)
 /* When step has to be called at the latest. */
 static uint64_t tn_ctl_deadline(const tn_ctl *c)
 {
-    return tn_min64(tn_min64(c->deadline_ms, c->aux_deadline_ms),
-                    tn_min64(c->lite_deadline_ms, c->ping_deadline_ms));
+    uint32_t least = UINT32_MAX;
+    unsigned i;
+    for (i = 0; i < TN_CTL_CLOCKS; i++) {
+        uint32_t in = c->due[i] - (uint32_t)c->now_ms;
+        if (c->due[i] == 0) continue;
+        if (in >> 31 != 0) return 0;
+        if (in < least) least = in;
+    }
+    return least == UINT32_MAX ? TN_NEVER : c->now_ms + least;
 }
 
 /* News since the last call. */
@@ -18138,7 +18361,7 @@ static void tn_ctl_network_changed(tn_ctl *c, tn_ctl_world *x)
     c->failures = 0;
     if (c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_ERR_NETWORK);
     c->failures    = 0;
-    c->deadline_ms = x->rim->now_ms;
+    c->due[TN_CTL_STATE] = tn_ctl_in(x, 0);
 }
 
 /* No network: not a word until there is one again. Called in every poll till then. */
@@ -18146,7 +18369,7 @@ static void tn_ctl_silence(tn_ctl *c, tn_ctl_world *x)
 {
     if (c->state == TN_CTL_IDLE || c->refused) return;
     if (c->state != TN_CTL_PAUSE) tn_ctl_pause(c, x, TAILNET_ERR_NETWORK);
-    c->deadline_ms = tn_ctl_in(x, TN_CTL_SLOW_MS);
+    c->due[TN_CTL_STATE] = tn_ctl_in(x, TN_CTL_SLOW_MS);
 }
 
 /* The server should hear of us again: preferences changed. A request that is
@@ -18207,7 +18430,7 @@ enum {
     TN_NODE_HELD_MS     = 90000             /* a packet waits for its peer        */
 };
 #define TN_NODE_NO_SLOT 0xffffu
-#define TN_NODE_PLACES (TN_ON_HOST ? TAILNET_MAX_CANDIDATES : 0)
+#define TN_NODE_PLACES (TN_ON_HOST && TAILNET_DIRECT ? TAILNET_MAX_CANDIDATES : 0)
 #define TN_NODE_PING_MS 5000ul
 #define TN_NODE_GRACE_MS 250u               /* for a direct answer behind one by relay */
 #define TN_NODE_BEGUN_MS 15000u             /* a handshake may take so long       */
@@ -18396,7 +18619,7 @@ static void tn_node_lay_out(const tailnet_desc *d, tn_node_layout *l)
         sizeof(tailnet_node), 1, sizeof(tn_session), sizeof(uint64_t), 1, sizeof(tn_staged),
         1, 1, sizeof(tn_node_relay), sizeof(tn_relay_link), sizeof(tn_relay_store),
         sizeof(tn_tls_check), 1, sizeof(tn_link), 2 * sizeof(tn_flt_range), sizeof(tn_flt_flow),
-        sizeof(tn_tls), TN_TLS_IN_LEN, 2 * TAILNET_TLS_OUT
+        sizeof(tn_tls), 1, 2 * TAILNET_TLS_OUT
     };
     tn_map_limits lim;
     size_t        count[TN_PARTS];
@@ -18414,11 +18637,12 @@ static void tn_node_lay_out(const tailnet_desc *d, tn_node_layout *l)
     count[TN_PART_SCRATCH]   = l->staged_size;
     count[TN_PART_RELAYS]    = count[TN_PART_LINKS] = count[TN_PART_STORES] = relays;
     count[TN_PART_CHECK]     = d->max_tls != 0;
-    count[TN_PART_NET]       = tn_net_memory(d->max_regions);
+    count[TN_PART_NET]       = TAILNET_DIRECT ? tn_net_memory(d->max_regions) : 0;
     count[TN_PART_SLOTS]     = d->max_links;
     count[TN_PART_RANGES]    = d->max_ranges;
     count[TN_PART_FLOWS]     = d->max_flows;
-    count[TN_PART_ENGINES]   = count[TN_PART_ENGINE_IN] = d->max_tls;
+    count[TN_PART_ENGINES]   = d->max_tls;
+    count[TN_PART_ENGINE_IN] = tn_link_engines_in(d->max_tls);
     count[TN_PART_STREAMS]   = d->tls_by_caller ? relays : 0;
     for (i = 0; i < TN_PARTS; i++) {
         bool    apart = i >= TN_PART_ENGINE_IN && d->tls_memory_size != 0;
@@ -18534,10 +18758,12 @@ static void tn_node_end_sessions(tailnet_node *n)
     while ((s = tn_node_each(n, &i)) != NULL) tn_node_end_session(n, s);
 }
 
-/* May datagrams leave by UDP at all? */
+/* May datagrams leave by UDP at all? Without TAILNET_DIRECT never: what stands behind
+ * this question is not compiled then. */
 static bool tn_node_udp(const tailnet_node *n)
 {
-    return n->state == TAILNET_STATE_RUNNING && !n->network_down && !n->desc.prefs.relay_only &&
+    return TAILNET_DIRECT && n->state == TAILNET_STATE_RUNNING && !n->network_down &&
+           !n->desc.prefs.relay_only &&
            !n->map.self.only_tcp_443 && tn_rim_has_udp(&n->rim);
 }
 
@@ -18554,8 +18780,16 @@ static TN_NOINLINE void tn_node_path_flags(const tailnet_node *n, tn_session *s)
 static void tn_node_path_places(tailnet_node *n, tn_session *s)
 {
     tailnet_addr at[TAILNET_MAX_CANDIDATES];
-    size_t       count = tn_map_places(&n->map, s->peer, at, TAILNET_MAX_CANDIDATES);
+    size_t       count;
+    if (!TAILNET_DIRECT) return;
+    count = tn_map_places(&n->map, s->peer, at, TAILNET_MAX_CANDIDATES);
     tn_path_listed(&s->path, at, count, n->rim.now_ms);
+}
+
+/* Is the way to the peer of a session direct? Then it leads to *to. */
+static bool tn_node_is_direct(const tn_session *s, tailnet_addr *to)
+{
+    return TAILNET_DIRECT && s->path.state == TN_PATH_TRUSTED && tn_path_best(&s->path, to);
 }
 
 /* The slot for a new session: a free one, or that of the one quiet longest. */
@@ -18581,7 +18815,7 @@ static tn_session *tn_node_open_session(tailnet_node *n, uint16_t peer)
     s->used_ms = n->rim.now_ms + 1;         /* never 0 */
     tn_wg_init(&s->wg, n->rim.now_ms);
     (void)tn_rim_random(&n->rim, seed, sizeof seed);
-    tn_path_init(&s->path, seed, n->rim.now_ms);
+    if (TAILNET_DIRECT) tn_path_init(&s->path, seed, n->rim.now_ms);
     tn_node_path_flags(n, s);
     tn_node_path_places(n, s);
     for (i = 0; i < TN_NODE_DISCO_KEYS; i++)
@@ -18677,8 +18911,10 @@ static tailnet_result tn_node_post_relay(tailnet_node *n, unsigned slot, const u
 static int tn_node_relay_of(tailnet_node *n, const tn_session *s)
 {
     const tn_map_peer *p = tn_map_peer_at(&n->map, s->peer);
-    return p == NULL ? -1 : tn_relay_route(&n->relay, tn_node_slot(n, s), p->region,
-                                           n->rim.now_ms);
+    uint16_t           region;
+    if (p == NULL) return -1;
+    region = tn_map_region_node(&n->map, p->region, 0) == NULL ? 0 : p->region;     /* unknown */
+    return tn_relay_route(&n->relay, tn_node_slot(n, s), region, n->rim.now_ms);
 }
 
 /* A run of whole datagrams to the peer of a session by relay. */
@@ -18738,7 +18974,7 @@ static void tn_node_send_bytes(tailnet_node *n, tn_session *s, uint8_t *data, si
 static void tn_node_answer(tailnet_node *n, const tn_origin *to, uint8_t *data, size_t len)
 {
     tailnet_buf pkt;
-    if (to->relay) {
+    if (!TAILNET_DIRECT || to->relay) {
         (void)tn_node_post_relay(n, to->slot, to->key, data, len, true);
         return;
     }
@@ -19340,6 +19576,28 @@ static void tn_node_ping_took(tailnet_node *n, uint64_t ms)
     n->more         = true;
 }
 
+static void tn_node_disco_forget(tailnet_node *n, uint16_t peer)
+{
+    unsigned i;
+    for (i = 0; i < TN_NODE_DISCO_KEYS; i++)
+        if (n->disco[i].peer == peer) memset(&n->disco[i], 0, sizeof n->disco[i]);
+}
+
+/* The peer's disco key is another one, it says inside the tunnel: it was started anew,
+ * and control is not there to tell us, or not yet. */
+static void tn_node_disco_told(tailnet_node *n, tn_session *s, const uint8_t key[32])
+{
+    tn_map_peer *p = &n->map.peers[s->peer];
+    if (memcmp(p->disco, key, 32) == 0 || !tn_node_may_answer(n, s)) return;
+    tn_map_link(&n->map, s->peer, false);
+    tn_copy_key(p->disco, key);
+    p->flags |= TN_MAP_DISCO_KEY;
+    tn_map_link(&n->map, s->peer, true);
+    tn_node_disco_forget(n, s->peer);
+    s->disco.known = false;
+    tn_node_path_flags(n, s);
+}
+
 /* TSMP never reaches the application. */
 static void tn_node_tsmp(tailnet_node *n, tn_session *s, const tn_ip_packet *p)
 {
@@ -19347,11 +19605,12 @@ static void tn_node_tsmp(tailnet_node *n, tn_session *s, const tn_ip_packet *p)
     if (!tn_ip_tsmp_parse(&t, p)) return;
     if (t.kind == TN_IP_TSMP_PING && tn_flt_is_local(&n->flt, &p->flow.dst)) {
         tn_node_pong_inside(n, s, p, &t);
+    } else if (TAILNET_DIRECT && t.kind == TN_IP_TSMP_DISCO) {
+        tn_node_disco_told(n, s, t.data);
     } else if (t.kind == TN_IP_TSMP_PONG && tn_equal(t.data, n->ping.tx, 8) &&
                tn_node_pinged(n, s->peer, TAILNET_PING_TUNNEL)) {
         tn_node_ping_took(n, n->rim.now_ms - n->ping.sent_ms);
-        n->ping.direct = tn_path_best(&s->path, &n->ping.endpoint) &&
-                         s->path.state == TN_PATH_TRUSTED;
+        n->ping.direct = tn_node_is_direct(s, &n->ping.endpoint);
     }
 }
 
@@ -19411,7 +19670,7 @@ static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
     }
     if (work->len != 0) s->used_ms = n->rim.now_ms + 1;     /* keepalives are no use */
     tn_map_used(&n->map, s->peer, n->rim.now_ms);
-    if (from->relay) tn_relay_learn(&n->relay, tn_node_slot(n, s), from->slot);
+    if (!TAILNET_DIRECT || from->relay) tn_relay_learn(&n->relay, tn_node_slot(n, s), from->slot);
     else if (tn_path_heard(&s->path, &from->addr, n->rim.now_ms))
         n->events |= TAILNET_EVENT_PATHS;
     pkt->off += TN_WG_HEAD_LEN;
@@ -19478,7 +19737,7 @@ static tn_agenda *tn_node_agenda_place(tailnet_node *n, const uint8_t *msg, size
         }
         if (tn_disco_is(a->msg, a->len)) of_disco++;
         if (a->len == len && a->msg[0] == msg[0] && a->from.relay == from->relay &&
-            (from->relay ? memcmp(a->from.key, from->key, 32) == 0
+            (!TAILNET_DIRECT || from->relay ? memcmp(a->from.key, from->key, 32) == 0
                          : tn_addr_same(&a->from.addr, &from->addr)))
             return NULL;
     }
@@ -19516,8 +19775,8 @@ static tailnet_result tn_node_keep_handshake(tailnet_node *n, const uint8_t *msg
         if (s == NULL || !tn_wg_is_pending(&s->wg, tn_wg_receiver(msg, len)))
             return TAILNET_ERR_FORGED;
     }
-    if (from->relay) tn_copy_key(who, from->key);
-    else             who_len = tn_wg_from_addr(who, &from->addr);
+    if (!TAILNET_DIRECT || from->relay) tn_copy_key(who, from->key);
+    else                                who_len = tn_wg_from_addr(who, &from->addr);
     a = tn_wg_admit(&n->wg, msg, len, who, who_len, n->rim.now_ms);
     if (a == TN_WG_ANSWER_COOKIE) {
         uint8_t reply[TN_WG_COOKIE_LEN], luck[56];
@@ -19552,13 +19811,6 @@ static tn_disco_key *tn_node_disco_make(tailnet_node *n, uint16_t peer)
     k->peer  = peer;
     k->known = tn_cr_box_key(k->shared, n->disco_private, n->map.peers[peer].disco);
     return k->known ? k : NULL;
-}
-
-static void tn_node_disco_forget(tailnet_node *n, uint16_t peer)
-{
-    unsigned i;
-    for (i = 0; i < TN_NODE_DISCO_KEYS; i++)
-        if (n->disco[i].peer == peer) memset(&n->disco[i], 0, sizeof n->disco[i]);
 }
 
 /* A message under way, of ours: begin, one tn_disco_wr_, end. */
@@ -19597,7 +19849,8 @@ static void tn_node_disco_pong(tailnet_node *n, const tn_disco_key *k, const uin
     tn_node_disco_out o;
     tailnet_addr      src = from->addr;
     if (!tn_node_disco_begin(n, &o)) return;
-    if (from->relay) tn_disco_relay_addr(&src, tn_relay_region_of(&n->relay, from->slot));
+    if (!TAILNET_DIRECT || from->relay)
+        tn_disco_relay_addr(&src, tn_relay_region_of(&n->relay, from->slot));
     tn_disco_wr_pong(&o.w, tx, &src);
     tn_node_disco_end(n, &o, k, from);
 }
@@ -19616,7 +19869,7 @@ static void tn_node_ping_in(tailnet_node *n, uint16_t peer, const tn_disco_key *
                             const tn_disco_msg *m, const tn_origin *from)
 {
     tn_session *s;
-    if (!from->relay) {
+    if (TAILNET_DIRECT && !from->relay) {
         s = tn_node_session(n, tn_node_disco_whose(n, peer, m));
         if (s != NULL && (!tn_path_ping_in(&s->path, &from->addr, m->tx, n->rim.now_ms) ||
                           !tn_node_may_answer(n, s))) return;
@@ -19630,7 +19883,7 @@ static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *
 {
     tn_session *s;
     unsigned    i = 0, bits = 0;
-    while (bits == 0 && (s = tn_node_each(n, &i)) != NULL) {
+    while (TAILNET_DIRECT && bits == 0 && (s = tn_node_each(n, &i)) != NULL) {
         tn_path_pong got;
         memset(&got, 0, sizeof got);
         bits = tn_path_pong_in(&s->path, m->tx, from->relay, n->rim.now_ms, &got);
@@ -19651,11 +19904,12 @@ static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *
 static void tn_node_call_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *m)
 {
     tn_session *s = tn_node_session(n, peer), *oldest = tn_node_oldest(n);
+    if (!tn_node_udp(n)) return;
     if (s == NULL && tn_map_usable(&n->map, &n->map.peers[peer]) &&
         (oldest->used_ms == 0 || (!tn_wg_can_send(&oldest->wg, n->rim.now_ms) &&
                                   oldest->used_ms + TN_NODE_BEGUN_MS < n->rim.now_ms)))
         s = tn_node_open_session(n, peer);
-    if (s == NULL || !tn_node_udp(n)) return;
+    if (s == NULL) return;
     if (tn_path_call_in(&s->path, m, n->rim.now_ms)) n->events |= TAILNET_EVENT_PATHS;
 }
 
@@ -19780,7 +20034,7 @@ static tailnet_result tn_node_sort(tailnet_node *n, tailnet_buf *pkts, size_t i,
     size_t         len  = pkts[i].len;
     tn_disco_class is   = tn_disco_is(data, len) ? TN_DISCO_IS_DISCO : TN_DISCO_IS_WG;
 
-    if (!from->relay) {
+    if (TAILNET_DIRECT && !from->relay) {
         is = tn_disco_classify(data, len);
         if (tn_node_is_report(n, data, len, is == TN_DISCO_IS_STUN, &from->addr)) return TAILNET_OK;
     }
@@ -20154,7 +20408,7 @@ static void tn_node_regions_changed(tailnet_node *n)
         if (memcmp(check, n->relays[i].check, sizeof check) != 0)
             tn_relay_region_changed(&n->relay, id, n->rim.now_ms);
     }
-    tn_net_trigger(&n->net, true);
+    if (TAILNET_DIRECT) tn_net_trigger(&n->net, true);
     tn_node_choose_home(n, 0);
 }
 
@@ -20171,6 +20425,9 @@ static void tn_node_relay_news(tailnet_node *n, const tn_link_news *news)
                         n->rim.now_ms);
     if ((news->bits & TN_LINK_READABLE) != 0) tn_node_relay_read(n, (unsigned)slot);
     if ((news->bits & TN_LINK_GONE) != 0) {
+        if (TAILNET_DIRECT &&
+            tn_relay_is_open(&n->relay, tn_relay_region_of(&n->relay, (unsigned)slot)))
+            tn_net_trigger(&n->net, false); /* is it the relay, or the network? */
         if (news->why == TAILNET_ERR_TLS) tn_node_trouble(n, news->why, "relay", news->detail);
         n->relays[slot].link = 0;
         tn_node_close_relay(n, (unsigned)slot, news->why);
@@ -20207,7 +20464,7 @@ static void tn_node_describe(const tailnet_node *n, const tn_map_peer *p, uint16
         out->path            = TAILNET_PATH_RELAY;
     }
     out->latency_ms = s->relay_ms;
-    if (s->path.state == TN_PATH_TRUSTED && tn_path_best(&s->path, &out->endpoint)) {
+    if (tn_node_is_direct(s, &out->endpoint)) {
         out->latency_ms = s->path.latency_ms;
         out->path       = TAILNET_PATH_DIRECT;
     }
@@ -20338,6 +20595,25 @@ static void tn_node_restage(tailnet_node *n)
 
 /* ---- control ---- */
 
+/* What was measured of the network. */
+static void tn_node_netinfo(const tailnet_node *n, tn_ctl_wish *wish)
+{
+    unsigned i, k;
+    wish->udp    = n->net.udp;
+    wish->ip6    = n->net.ip6;
+    wish->varies = tn_net_varies(&n->net);
+#if TAILNET_PORTMAP
+    wish->port_map = tn_pmp_services(&n->pmp);
+    if (n->pmp.mapped) wish->port_map |= TN_CTL_MAPPED;
+#endif
+    for (i = k = 0; i < n->net.count && k < TN_CTL_LATENCIES; i++) {
+        const tn_net_region *g = &n->net.regions[i];
+        if (g->ms[0] == 0 && g->ms[1] == 0) continue;
+        wish->latency[k].region = g->id;
+        memcpy(wish->latency[k++].ms, g->ms, sizeof g->ms);
+    }
+}
+
 static void tn_node_world(tailnet_node *n, tn_ctl_world *x)
 {
     memset(x, 0, sizeof *x);
@@ -20352,9 +20628,7 @@ static void tn_node_world(tailnet_node *n, tn_ctl_world *x)
     x->wish.home_region = tn_relay_report(&n->relay);
     tn_copy_key(x->wish.disco, n->disco_public);
     if (!tn_node_udp(n)) return;
-    x->wish.udp            = n->net.udp;
-    x->wish.ip6            = n->net.ip6;
-    x->wish.varies         = tn_net_varies(&n->net);
+    tn_node_netinfo(n, &x->wish);
     x->wish.endpoint_count = (uint8_t)tn_net_list(&n->net, x->wish.endpoint,
                                                   x->wish.endpoint_type, TAILNET_MAX_CANDIDATES);
 }
@@ -20444,7 +20718,7 @@ static tailnet_state tn_node_standing(tailnet_node *n)
     return TAILNET_STATE_CONNECTING;
 }
 
-static void tn_node_settle(tailnet_node *n)
+static TN_NOINLINE void tn_node_settle(tailnet_node *n)
 {
     tailnet_state was = n->state;
     tn_ctl_world  x;
@@ -20583,6 +20857,7 @@ static void tn_node_turn_net(tailnet_node *n)
     tailnet_buf  pkt;
     unsigned     turns;
 
+    if (!TAILNET_DIRECT) return;
     tn_node_net_world(n, &x);
     if (tn_net_deadline(&n->net, &x) <= n->rim.now_ms) {
         for (turns = 0; turns < 64; turns++) {
@@ -20741,6 +21016,7 @@ static void tn_node_portmap_run(tailnet_node *n, bool on)
 static void tn_node_turn_portmap(tailnet_node *n)
 {
     tailnet_addr outside;
+    uint32_t     news;
     bool         on  = tn_node_udp(n) && !n->desc.prefs.no_port_map && n->gateway.family == 4;
     bool         was = n->portmap_on;
     if (on != was || (!on && tn_pmp_deadline(&n->pmp) == TN_NEVER)) tn_node_portmap_run(n, on);
@@ -20748,9 +21024,10 @@ static void tn_node_turn_portmap(tailnet_node *n)
 #if TAILNET_UPNP
     if (n->upnp != 0 && !tn_pmp_http_wanted(&n->pmp)) tn_node_upnp_end(n);
 #endif
-    if ((tn_pmp_news(&n->pmp) & TN_PMP_NEWS_MAPPING) == 0 && on == was) return;
+    news = tn_pmp_news(&n->pmp);
+    if (news != 0 || on != was) n->more = true;     /* control hears of it */
+    if ((news & TN_PMP_NEWS_MAPPING) == 0 && on == was) return;
     tn_net_mapped(&n->net, tn_pmp_external(&n->pmp, &outside) ? &outside : NULL, n->rim.now_ms);
-    n->more = true;
 }
 
 #endif /* TAILNET_PORTMAP */
@@ -20844,7 +21121,7 @@ static void tn_node_make_room(tailnet_node *n)
 {
     unsigned i, victim = n->relay_slots;
     for (i = 0; i < n->relay_slots; i++) {
-        if (!tn_link_has_engine(&n->links, n->relays[i].link)) continue;
+        if (n->relays[i].link == 0) continue;
         if (victim == n->relay_slots || tn_relay_region_of(&n->relay, i) != n->relay.home)
             victim = i;
     }
@@ -20904,7 +21181,7 @@ static void tn_node_paths_anew(tailnet_node *n)
 {
     tn_session *s;
     unsigned    i = 0;
-    while ((s = tn_node_each(n, &i)) != NULL) {
+    while (TAILNET_DIRECT && (s = tn_node_each(n, &i)) != NULL) {
         tn_node_path_flags(n, s);
         tn_path_network_changed(&s->path, n->rim.now_ms);
         tn_node_path_places(n, s);
@@ -20930,12 +21207,14 @@ static void tn_node_network(tailnet_node *n, const tailnet_network *network)
 {
     tn_ctl_world x;
     uint8_t      lacked = n->lacks;
-    bool         moved  = tn_node_moved(n, network);
+    bool         moved  = !TAILNET_DIRECT || tn_node_moved(n, network);
     unsigned     i;
 
     tn_node_world(n, &x);
-    tn_net_network(&n->net, network, n->rim.now_ms);
-    n->lacks = n->net.have == 1 ? 6 : n->net.have == 2 ? 4 : 0;
+    if (TAILNET_DIRECT) {
+        tn_net_network(&n->net, network, n->rim.now_ms);
+        n->lacks = n->net.have == 1 ? 6 : n->net.have == 2 ? 4 : 0;
+    }
 #if TAILNET_PORTMAP
     tn_node_portmap_place(n, network);
 #endif
@@ -20998,8 +21277,10 @@ static uint64_t tn_node_deadline(const tailnet_node *n)
     tn_net_world      x;
     if (n->more) return 0;
     tn_sooner(tn_ctl_deadline(&n->ctl), &at);
-    tn_node_net_world(n, &x);
-    tn_sooner(tn_net_deadline(&n->net, &x), &at);
+    if (TAILNET_DIRECT) {
+        tn_node_net_world(n, &x);
+        tn_sooner(tn_net_deadline(&n->net, &x), &at);
+    }
 #if TAILNET_PORTMAP
     if (tn_node_portmap_due(n)) tn_sooner(tn_pmp_deadline(&n->pmp), &at);
 #endif
@@ -21107,7 +21388,7 @@ static tailnet_result tn_pub_start(tailnet_node *n)
     uint8_t luck[16];
     if (!tn_rim_random(&n->rim, n->disco_private, 32)) return TAILNET_ERR_RANDOM;
     if (!tn_rim_random(&n->rim, luck, sizeof luck)) return TAILNET_ERR_RANDOM;
-    tn_net_init(&n->net, n->desc.max_regions, n->net_memory, luck);
+    if (TAILNET_DIRECT) tn_net_init(&n->net, n->desc.max_regions, n->net_memory, luck);
     tn_cr_clamp(n->disco_private);
     tn_cr_x25519_base(n->disco_public, n->disco_private);
     tn_cr_x25519_base(n->node_public, n->keys.node);
@@ -21274,6 +21555,7 @@ TAILNET_API tailnet_result tailnet_udp_input(tailnet_node *node, const tailnet_a
 {
     tailnet_result r = tn_pub_enter(node, from != NULL && tn_ip_len(from->family) != 0 &&
                                     tn_pub_run_ok(pkts, count));
+    if (!TAILNET_DIRECT && r == TAILNET_OK) return TAILNET_ERR_AGAIN;
     return r != TAILNET_OK ? r : tn_node_udp_input(node, from, pkts, count);
 }
 
@@ -21356,7 +21638,8 @@ TAILNET_API tailnet_result tailnet_resolved(tailnet_node *node, uint32_t query,
 {
     tailnet_result r = tn_pub_enter(node, addrs != NULL || count == 0);
     if (r != TAILNET_OK) return r;
-    if (!tn_net_resolved(&node->net, query, addrs, count)) return TAILNET_ERR_STALE;
+    if (!TAILNET_DIRECT || !tn_net_resolved(&node->net, query, addrs, count))
+        return TAILNET_ERR_STALE;
     node->more = true;
     return TAILNET_OK;
 }
@@ -21584,7 +21867,8 @@ TAILNET_API bool tailnet_get_report(const tailnet_node *node, tailnet_report *ou
     tailnet_addr at[TAILNET_MAX_CANDIDATES];
     uint8_t      type[TAILNET_MAX_CANDIDATES];
     size_t       count, i;
-    if (node == NULL || out == NULL || node->net.last_ms > node->rim.now_ms) return false;
+    if (!TAILNET_DIRECT || node == NULL || out == NULL) return false;
+    if (node->net.last_ms > node->rim.now_ms) return false;
     memset(out, 0, sizeof *out);
     out->udp    = node->net.udp;
     out->ip4    = node->net.ip4;
@@ -21616,7 +21900,7 @@ TAILNET_API bool tailnet_get_region(const tailnet_node *node, size_t index, tail
     memset(out, 0, sizeof *out);
     out->region = g->id;
     out->host   = tn_map_region_host(g);
-    for (i = 0; i < node->net.count; i++) {
+    for (i = 0; TAILNET_DIRECT && i < node->net.count; i++) {
         const tn_net_region *r = &node->net.regions[i];
         if (r->id != g->id) continue;
         out->v4_ms = r->ms[0];

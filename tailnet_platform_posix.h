@@ -92,13 +92,17 @@ extern "C" {
 #endif
 
 enum {
+    TAILNET_POSIX_UPLINKS = 2,      /* devices with UDP sockets of their own   */
+    TAILNET_POSIX_SOCKETS = 2 + 2 * TAILNET_POSIX_UPLINKS,
+    TAILNET_POSIX_KNOWN   = 64,     /* senders whose uplink is remembered      */
     TAILNET_POSIX_SPACE   = 2048,   /* bytes for one packet with its room      */
     TAILNET_POSIX_STREAM  = 16640,  /* bytes of a stream that may wait         */
     TAILNET_POSIX_TRIES   = 3,      /* connections raced for one link          */
     TAILNET_POSIX_ADDRS   = 8,      /* addresses kept of one name              */
     TAILNET_POSIX_OWN     = 16,     /* own addresses told to the node          */
     /* As many as tailnet_posix_fds ever returns. */
-    TAILNET_POSIX_FDS     = TAILNET_POSIX_LINKS * TAILNET_POSIX_TRIES + TAILNET_POSIX_LOOKUPS + 5
+    TAILNET_POSIX_FDS     = TAILNET_POSIX_LINKS * TAILNET_POSIX_TRIES + TAILNET_POSIX_LOOKUPS + 3 +
+                            TAILNET_POSIX_SOCKETS
 };
 
 typedef struct tailnet_posix tailnet_posix;
@@ -110,6 +114,8 @@ typedef struct tailnet_posix_options {
     const char *state_file;         /* NULL: the state is not kept             */
     const char *tun;                /* name of the device; NULL: none          */
     uint16_t    udp_port;           /* 0: any                                  */
+    const char *uplink[TAILNET_POSIX_UPLINKS]; /* devices with a way of their own to peers, */
+                                    /*   beside the one that the routes of the system name */
     bool        replace_damaged_state; /* begin anew; the old identity is lost */
     bool        no_echo;            /* do not answer pings (without TUN)       */
     bool        no_offload;         /* no runs in one system call, no vectors  */
@@ -187,6 +193,13 @@ typedef struct tailnet_posix_vnet {
     uint16_t head, size, sum_start, sum_offset;
 } tailnet_posix_vnet;
 
+/* Through which uplink somebody was heard; 0: as the system routes. */
+typedef struct tailnet_posix_known {
+    tailnet_addr from;
+    uint64_t     heard_ms;
+    int          uplink;
+} tailnet_posix_known;
+
 /* A long packet on its way to be cut: count pieces, next is the one to come. */
 typedef struct tailnet_posix_cut {
     size_t size, tcp, head, step, next, count;
@@ -211,7 +224,8 @@ struct tailnet_posix {
     bool                  heap_in_use;  /* by the system's functions, for a moment */
     uint64_t              held, dropped;/* own packets that waited, that were lost */
     char                  tun_name[16];
-    uint16_t              udp_port[2];  /* of IPv4, of IPv6; 0: no such socket */
+    uint16_t              udp_port[TAILNET_POSIX_SOCKETS]; /* of IPv4, of IPv6, the same of */
+                                        /*   each uplink; 0: no such socket */
     uint32_t              networks;     /* how often the network was another   */
     uint32_t              rebinds;      /* how often the UDP sockets were made anew */
     tailnet_posix_network network;
@@ -225,11 +239,13 @@ struct tailnet_posix {
     uint32_t              mtu;
     volatile sig_atomic_t stop;
     bool                  inside, fed, unsaved;
-    tailnet_posix_watch   wake, udp[2], tun, news;
+    tailnet_posix_watch   wake, udp[TAILNET_POSIX_SOCKETS], tun, news;
+    tailnet_posix_known   known[TAILNET_POSIX_KNOWN];
     volatile sig_atomic_t network_sign; /* somebody says: another network      */
     uint64_t              network_at_ms, asleep_ms, rebind_at_ms;
-    bool                  rebind_wanted, udp_full, udp_gro[2];
-    int                   udp_last, udp_room[2]; /* socket of the last send; bytes of queue */
+    bool                  rebind_wanted, udp_full, udp_gro[TAILNET_POSIX_SOCKETS];
+    int                   udp_last;     /* socket of the last send             */
+    int                   udp_room[TAILNET_POSIX_SOCKETS]; /* bytes of its queue */
     uint64_t              gso_at_ms;    /* when long sends may be tried (again) */
     uint64_t              udp_runs;     /* calls of udp_output                 */
     bool                  in_runs;      /* TUN is read in runs                 */
@@ -1159,8 +1175,7 @@ TAILNET_API size_t tailnet_posix_fds(const tailnet_posix *p, struct pollfd *fds,
 {
     size_t n = 0, i, k;
     n = tnp_fds_add(&p->wake, fds, n, size);
-    n = tnp_fds_add(&p->udp[0], fds, n, size);
-    n = tnp_fds_add(&p->udp[1], fds, n, size);
+    for (i = 0; i < TAILNET_POSIX_SOCKETS; i++) n = tnp_fds_add(&p->udp[i], fds, n, size);
     n = tnp_fds_add(&p->tun, fds, n, size);
     n = tnp_fds_add(&p->news, fds, n, size);
     for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++)
@@ -1619,7 +1634,26 @@ static void tnp_udp_space(const tailnet_posix *p, int fd)
 #endif
 }
 
-static int tnp_udp_socket(const tailnet_posix *p, unsigned family, uint16_t port)
+/* Only through this device, whatever the routes say. */
+static bool tnp_udp_bind_device(int fd, unsigned family, const char *device)
+{
+#if defined(SO_BINDTODEVICE)
+    (void)family;
+    return setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, (socklen_t)strlen(device)) == 0;
+#elif defined(IP_BOUND_IF) && defined(IPV6_BOUND_IF)
+    unsigned index = if_nametoindex(device);
+    return index != 0 && setsockopt(fd, family == 4 ? IPPROTO_IP : IPPROTO_IPV6,
+                                    family == 4 ? IP_BOUND_IF : IPV6_BOUND_IF, &index,
+                                    (socklen_t)sizeof index) == 0;
+#else
+    (void)fd, (void)family, (void)device;
+    return false;
+#endif
+}
+
+/* device: NULL for any. -1: not to be had. */
+static int tnp_udp_socket(const tailnet_posix *p, unsigned family, uint16_t port,
+                          const char *device)
 {
     struct sockaddr_storage at;
     tailnet_addr            any;
@@ -1632,7 +1666,9 @@ static int tnp_udp_socket(const tailnet_posix *p, unsigned family, uint16_t port
     len = tnp_to_sockaddr(&at, &any);
     if (family == 6) tnp_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
     tnp_udp_space(p, fd);
-    if (bind(fd, (const struct sockaddr *)&at, len) == 0) return fd;
+    if ((device == NULL || tnp_udp_bind_device(fd, family, device)) &&
+        bind(fd, (const struct sockaddr *)&at, len) == 0)
+        return fd;
     close(fd);
     return -1;
 }
@@ -1673,11 +1709,26 @@ static void tnp_udp_pair(const tailnet_posix *p, uint16_t port, int fds[2])
 {
     int turn;
     for (turn = 0; turn < 16; turn++) {
-        fds[0] = tnp_udp_socket(p, 4, port);
-        fds[1] = tnp_udp_socket(p, 6, fds[0] >= 0 ? tnp_udp_port(fds[0]) : port);
+        fds[0] = tnp_udp_socket(p, 4, port, NULL);
+        fds[1] = tnp_udp_socket(p, 6, fds[0] >= 0 ? tnp_udp_port(fds[0]) : port, NULL);
         if (fds[0] < 0 || fds[1] >= 0 || port != 0) break;
         if (turn == 15 || errno != EADDRINUSE) break;
         close(fds[0]);
+    }
+}
+
+/* Sockets of the uplinks, on their former ports if they can be had. A device that is not
+ * there (yet) has none; with the next change of the network they are tried again. */
+static void tnp_udp_uplinks(tailnet_posix *p)
+{
+    int at, fd;
+    for (at = 2; at < TAILNET_POSIX_SOCKETS; at++) {
+        const char *device = p->opt.uplink[at / 2 - 1];
+        unsigned    family = at % 2 == 0 ? 4 : 6;
+        if (device == NULL) continue;
+        fd = tnp_udp_socket(p, family, p->udp_port[at], device);
+        if (fd < 0) fd = tnp_udp_socket(p, family, 0, device);
+        tnp_udp_take(p, at, fd);
     }
 }
 
@@ -1695,10 +1746,11 @@ static tailnet_result tnp_udp_open(tailnet_posix *p)
     tnp_udp_pair(p, p->opt.udp_port, fds);
     number = errno;
     ok     = fds[0] >= 0 || fds[1] >= 0;
-    if (fds[0] < 0 && ok) fds[0] = tnp_udp_socket(p, 4, 0);
-    if (fds[1] < 0 && ok) fds[1] = tnp_udp_socket(p, 6, 0);
+    if (fds[0] < 0 && ok) fds[0] = tnp_udp_socket(p, 4, 0, NULL);
+    if (fds[1] < 0 && ok) fds[1] = tnp_udp_socket(p, 6, 0, NULL);
     tnp_udp_take(p, 0, fds[0]);
     tnp_udp_take(p, 1, fds[1]);
+    tnp_udp_uplinks(p);
     if (ok) return TAILNET_OK;
     tnp_error(p, "Cannot open", "a UDP socket on the wanted port", number);
     return TAILNET_ERR_NETWORK;
@@ -1798,14 +1850,15 @@ static bool tnp_udp_hopeless(tailnet_posix *p, int at, int trouble)
     }
 }
 
-static int tnp_io_udp_output(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t count)
+/* A run through one socket. False: no way leads there. */
+static bool tnp_udp_post(tailnet_posix *p, int at, const tailnet_addr *to, tailnet_buf *pkts,
+                         size_t count)
 {
-    tailnet_posix          *p  = (tailnet_posix *)user;
-    int                     at = to->family == 6 ? 1 : 0, trouble;
     struct sockaddr_storage sa;
     socklen_t               len = tnp_to_sockaddr(&sa, to);
+    int                     trouble;
     size_t                  i, n, most;
-    if (p->udp[at].fd < 0 || len == 0) return -1;
+    if (p->udp[at].fd < 0 || len == 0) return false;
     p->udp_runs++;
     p->udp_last = at;
     most = p->gso_at_ms == 0 || (p->gso_at_ms != UINT64_MAX && tnp_now() >= p->gso_at_ms)
@@ -1821,9 +1874,55 @@ static int tnp_io_udp_output(void *user, const tailnet_addr *to, tailnet_buf *pk
             n    = 0;
             continue;
         }
-        if (trouble != 0 && tnp_udp_hopeless(p, at, trouble)) return -1;
+        if (trouble != 0 && tnp_udp_hopeless(p, at, trouble)) return false;
     }
-    return 0;
+    return true;
+}
+
+static bool tnp_addr_same(const tailnet_addr *a, const tailnet_addr *b)
+{
+    return a->family == b->family && a->port == b->port && memcmp(a->ip, b->ip, 16) == 0;
+}
+
+/* ---- several uplinks: whoever is heard through one is answered through it, whoever was not
+ * heard lately is sought through all; the first to bring an answer is the nearest ---- */
+
+enum { TNP_HEARD_MS = 6500 };           /* as long as the library trusts a path       */
+
+static tailnet_posix_known *tnp_udp_known(tailnet_posix *p, const tailnet_addr *a)
+{
+    unsigned sum = a->port, i;
+    for (i = 0; i < 16; i++) sum = sum * 31 + a->ip[i];
+    return &p->known[sum % TAILNET_POSIX_KNOWN];
+}
+
+static void tnp_udp_heard(tailnet_posix *p, int at, const tailnet_addr *from)
+{
+    tailnet_posix_known *k;
+    uint64_t             now;
+    if (p->opt.uplink[0] == NULL) return;
+    k   = tnp_udp_known(p, from);
+    now = tnp_now();
+    if (now - k->heard_ms < TNP_HEARD_MS && (k->uplink != at / 2 || !tnp_addr_same(&k->from, from)))
+        return;
+    k->from     = *from;
+    k->heard_ms = now;
+    k->uplink   = at / 2;
+}
+
+static int tnp_io_udp_output(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t count)
+{
+    tailnet_posix             *p = (tailnet_posix *)user;
+    const tailnet_posix_known *k;
+    int                        at = to->family == 6 ? 1 : 0;
+    bool                       sent = false;
+    if (p->opt.uplink[0] == NULL) return tnp_udp_post(p, at, to, pkts, count) ? 0 : -1;
+    k = tnp_udp_known(p, to);
+    if (tnp_addr_same(&k->from, to) && tnp_now() - k->heard_ms < TNP_HEARD_MS)
+        return tnp_udp_post(p, at + 2 * k->uplink, to, pkts, count) ? 0 : -1;
+    for (; at < TAILNET_POSIX_SOCKETS; at += 2)
+        if (tnp_udp_post(p, at, to, pkts, count)) sent = true;
+    return sent ? 0 : -1;
 }
 
 #if defined(__linux__)
@@ -1891,11 +1990,13 @@ static size_t tnp_udp_receive(tnp_batch *b, int fd, size_t stride)
 #endif
 
 /* The run so far goes to the library. */
-static void tnp_udp_hand_on(tailnet_posix *p, tnp_batch *b, size_t sender, size_t *run)
+static void tnp_udp_hand_on(tailnet_posix *p, int at, tnp_batch *b, size_t sender, size_t *run)
 {
     tailnet_addr from;
-    if (*run != 0 && tnp_from_sockaddr(&from, &b->from[sender]))
+    if (*run != 0 && tnp_from_sockaddr(&from, &b->from[sender])) {
+        tnp_udp_heard(p, at, &from);
         (void)tailnet_udp_input(p->node, &from, b->run, *run);
+    }
     *run = 0;
 }
 
@@ -1910,16 +2011,16 @@ static bool tnp_udp_read_run(tailnet_posix *p, int at)
         uint8_t *base = b->in + i * stride;
         uint32_t left = b->len[i], size = b->segment[i];
         if (i != 0 && memcmp(&b->from[i], &b->from[i - 1], sizeof b->from[i]) != 0)
-            tnp_udp_hand_on(p, b, i - 1, &run);
+            tnp_udp_hand_on(p, at, b, i - 1, &run);
         if (size == 0) size = left;
         for (; left != 0; left -= b->run[run++].len) {
-            if (run == TAILNET_POSIX_RUN) tnp_udp_hand_on(p, b, i, &run);
+            if (run == TAILNET_POSIX_RUN) tnp_udp_hand_on(p, at, b, i, &run);
             memset(&b->run[run], 0, sizeof b->run[run]);
             b->run[run].base = base + (b->len[i] - left);
             b->run[run].cap = b->run[run].len = left < size ? left : size;
         }
     }
-    if (count != 0) tnp_udp_hand_on(p, b, count - 1, &run);
+    if (count != 0) tnp_udp_hand_on(p, at, b, count - 1, &run);
     return count * stride >= sizeof b->in || count == TAILNET_POSIX_RUN;
 }
 
@@ -1941,9 +2042,9 @@ static void tnp_udp_rebind(tailnet_posix *p)
 {
     uint16_t port[2];
     int      fds[2], i;
-    if (p->batch == NULL) return;                   /* relay only */
-    for (i = 0; i < 2; i++) {
-        port[i] = p->udp_port[i];
+    if (p->batch == NULL) return;
+    for (i = 0; i < TAILNET_POSIX_SOCKETS; i++) {
+        if (i < 2) port[i] = p->udp_port[i];
         if (p->udp[i].fd < 0) continue;
         (void)tnp_udp_read_run(p, i);
         tnp_drop(p, &p->udp[i]);
@@ -1951,13 +2052,14 @@ static void tnp_udp_rebind(tailnet_posix *p)
     if (port[0] == port[1] || port[0] == 0 || port[1] == 0) {
         tnp_udp_pair(p, port[0] != 0 ? port[0] : port[1], fds);
     } else {
-        fds[0] = tnp_udp_socket(p, 4, port[0]);
-        fds[1] = tnp_udp_socket(p, 6, port[1]);
+        fds[0] = tnp_udp_socket(p, 4, port[0], NULL);
+        fds[1] = tnp_udp_socket(p, 6, port[1], NULL);
     }
     for (i = 0; i < 2; i++) {
-        if (fds[i] < 0) fds[i] = tnp_udp_socket(p, i == 0 ? 4u : 6u, 0);
+        if (fds[i] < 0) fds[i] = tnp_udp_socket(p, i == 0 ? 4u : 6u, 0, NULL);
         tnp_udp_take(p, i, fds[i]);
     }
+    tnp_udp_uplinks(p);
     p->udp_full      = false;
     p->rebind_wanted = false;
     p->rebind_at_ms  = tnp_now() + 5000;            /* not again before, for an error's sake */
@@ -2018,11 +2120,6 @@ static size_t tnp_own_alike(const tailnet_posix_network *w, const tailnet_addr *
     return alike;
 }
 
-static bool tnp_addr_same(const tailnet_addr *a, const tailnet_addr *b)
-{
-    return a->family == b->family && a->port == b->port && memcmp(a->ip, b->ip, 16) == 0;
-}
-
 static bool tnp_addr_before(const tailnet_addr *a, const tailnet_addr *b)
 {
     if (a->family != b->family) return a->family < b->family;
@@ -2041,6 +2138,17 @@ static void tnp_own_add(tailnet_posix_network *w, const tailnet_addr *a)
     w->addrs[i] = *a;
 }
 
+/* The port of the socket for a device and a family. */
+static uint16_t tnp_own_port(const tailnet_posix *p, const char *device, int at)
+{
+    int i;
+    for (i = 0; i < TAILNET_POSIX_UPLINKS; i++)
+        if (p->opt.uplink[i] != NULL && strcmp(p->opt.uplink[i], device) == 0 &&
+            p->udp_port[at + 2 + 2 * i] != 0)
+            return p->udp_port[at + 2 + 2 * i];
+    return p->udp_port[at];
+}
+
 /* Our addresses, each with the port of its family's socket, sorted. */
 static void tnp_own_list(const tailnet_posix *p, const struct ifaddrs *list,
                          tailnet_posix_network *w)
@@ -2054,7 +2162,7 @@ static void tnp_own_list(const tailnet_posix *p, const struct ifaddrs *list,
         for (i = list; i != NULL; i = i->ifa_next) {
             if (tnp_own_kind(p, i, &a) != kind) continue;
             w->down = false;
-            a.port  = p->udp_port[a.family == 6 ? 1 : 0];
+            a.port  = tnp_own_port(p, i->ifa_name, a.family == 6 ? 1 : 0);
             if (a.port == 0) continue;
             if (a.family == 6 && tnp_own_alike(w, &a, i->ifa_netmask) >= 2) continue;
             tnp_own_add(w, &a);
@@ -3102,8 +3210,11 @@ static void tnp_ready(tailnet_posix *p, int fd, short revents)
     if (fd == p->wake.fd) (void)!read(fd, sink, sizeof sink);
     else if (fd == p->tun.fd) tnp_tun_ready(p);
     else if (fd == p->news.fd) tnp_news_ready(p);
-    else if (fd == p->udp[0].fd) tnp_udp_ready(p, 0, revents);
-    else if (fd == p->udp[1].fd) tnp_udp_ready(p, 1, revents);
+    for (i = 0; i < TAILNET_POSIX_SOCKETS; i++)
+        if (fd == p->udp[i].fd) {
+            tnp_udp_ready(p, (int)i, revents);
+            return;
+        }
     for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++)
         if (p->lookup[i].watch.fd == fd) {
             tnp_lookup_ready(p, &p->lookup[i]);
@@ -3237,7 +3348,8 @@ static void tnp_clear(tailnet_posix *p, const tailnet_posix_options *options)
     memset(p, 0, offsetof(tailnet_posix, slot));
     if (options != NULL) p->opt = *options;
     tnp_defaults(&p->opt);
-    p->wake.fd = p->wake_in = p->udp[0].fd = p->udp[1].fd = p->tun.fd = p->news.fd = -1;
+    p->wake.fd = p->wake_in = p->tun.fd = p->news.fd = -1;
+    for (i = 0; i < TAILNET_POSIX_SOCKETS; i++) p->udp[i].fd = -1;
     for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++) p->lookup[i].watch.fd = -1;
     for (i = 0; i < TAILNET_POSIX_LINKS; i++) {
         memset(&p->slot[i], 0, offsetof(tailnet_posix_slot, in));
@@ -3283,9 +3395,10 @@ static void tnp_desc_fill(tailnet_posix *p, tailnet_desc *desc)
         desc->trust_anchors      = p->ca.anchors;
         desc->trust_anchor_count = p->ca.count;
     }
-    if (desc->max_tls < 2) desc->max_tls = 2;
+    if (desc->max_tls == 0) desc->max_tls = 2;
     if (desc->max_links < desc->max_tls) desc->max_links = desc->max_tls;
-    if (desc->control_url == NULL || strncmp(desc->control_url, "http://", 7) != 0)
+    if (desc->max_tls > 1 && desc->control_http_port == 0 &&
+        (desc->control_url == NULL || strncmp(desc->control_url, "http://", 7) != 0))
         desc->control_tls = true;
 }
 
@@ -3335,7 +3448,11 @@ static tailnet_result tnp_open_all(tailnet_posix *p, tailnet_desc *desc)
     if (!tnp_wake_open(p)) result = TAILNET_ERR_NETWORK;
     if (result == TAILNET_OK) result = tnp_anchors_open(p);
     if (result == TAILNET_OK) result = tnp_state_open(p, desc);
-    if (result == TAILNET_OK && !desc->prefs.relay_only) result = tnp_udp_open(p);
+    if (result == TAILNET_OK) result = tnp_udp_open(p);
+    if (result == TAILNET_ERR_NETWORK && desc->prefs.relay_only) {
+        p->error[0] = '\0';             /* it may have no use for them            */
+        result      = TAILNET_OK;
+    }
     if (result == TAILNET_OK && p->opt.tun != NULL) result = tnp_tun_open(p);
     if (result != TAILNET_OK) return result;
     tnp_desc_fill(p, desc);
@@ -3352,8 +3469,7 @@ TAILNET_API void tailnet_posix_close(tailnet_posix *p)
     }
     for (i = 0; i < TAILNET_POSIX_LINKS; i++) tnp_tcp_clear(p, &p->slot[i]);
     for (i = 0; i < TAILNET_POSIX_LOOKUPS; i++) tnp_drop(p, &p->lookup[i].watch);
-    tnp_drop(p, &p->udp[0]);
-    tnp_drop(p, &p->udp[1]);
+    for (i = 0; i < TAILNET_POSIX_SOCKETS; i++) tnp_drop(p, &p->udp[i]);
     tnp_drop(p, &p->tun);
     tnp_drop(p, &p->news);
     tnp_drop(p, &p->wake);

@@ -38,6 +38,8 @@ enum {
     MAX_ENDPOINTS = 12, MAX_CHAIN = 4, MAX_REGIONS = 4, NAME = 64, TAGS = 128,
     REGION     = 900,                       /* 900 to 999 are for one's own relays        */
     BIG_ID     = 1000001,                   /* of the first synthetic peer                */
+    BIG_JUMP   = 2000000,                   /* between those of --peers before the real
+                                               ones and behind them                       */
     BIG_MAX    = 1000000,
     BODY_MAX   = 1 << 20,                   /* of a request, as other servers             */
     OUT_MAX    = 160 * 1024,                /* a relay's queue: two of the largest packets */
@@ -45,6 +47,7 @@ enum {
     POLICY_MAX = 6144,                      /* of a policy file                           */
     STEP_MAX   = POLICY_MAX + 1024,         /* the longest piece of a message             */
     PIECE      = 16384,
+    NODE_TEXT  = 1536,                      /* of a node in maps; longer ones: each time  */
     SLACK      = 4096                       /* for what joins while a long message is sent */
 };
 
@@ -67,6 +70,7 @@ typedef struct node {
     char         host[NAME], name[NAME], os[24], tags[TAGS];
     uint16_t     home, version, api4, api6;
     bool         expired, ephemeral;
+    bool         shown;                     /* it asked for a map: others may know it     */
     uint32_t     changed[PARTS];            /* host.clock of the last change              */
     uint32_t     polls;                     /* its map streams                            */
     tailnet_addr endpoints[MAX_ENDPOINTS];
@@ -74,6 +78,8 @@ typedef struct node {
     uint64_t     created_ms, seen_ms, expiry_ms;    /* wall clock                         */
     uint64_t     forget_ms;                 /* of an ephemeral node that is away, or NEVER */
     conn        *relay[MAX_REGIONS];        /* where its packets go, by region            */
+    uint16_t     text_len;                  /* of its text in maps; 0: to be written anew */
+    uint8_t      text[NODE_TEXT];
 } node;
 
 typedef struct auth_key {
@@ -87,6 +93,7 @@ typedef struct region {
     char        name[128];
     const char *ip4, *ip6;                  /* may be NULL                                */
     int         fd;                         /* where TLS is spoken                        */
+    bool        hidden;                     /* in no map                                  */
 } region;
 
 typedef struct login {
@@ -118,7 +125,7 @@ typedef struct options {
     const char *listen, *plain, *url, *cert, *key, *state, *policy, *admin, *stun, *node_ip4;
     const char *cert_name, *domain, *node_ip6;
     bool        open_login, no_early, json, verbose, deny, plain_relay;
-    uint32_t    max_nodes, ephemeral_s, keepalive_s;
+    uint32_t    max_nodes, ephemeral_s, keepalive_s, peers;
 } options;
 
 typedef struct host {
@@ -128,7 +135,7 @@ typedef struct host {
     uint16_t stun_port;
     uint8_t  noise[32], noise_public[32], derp[32], derp_public[32];
     uint64_t now_ms, wall_ms;
-    uint32_t clock, policy_clock, next_id, big, ping_number;
+    uint32_t clock, policy_clock, next_id, big, big_before, ping_number;
     bool     dirty, stop, again, raw_policy;
     node    *nodes;
     uint16_t by_key[4 * MAX_NODES];         /* open addressing: slot + 1                  */
@@ -490,6 +497,7 @@ static void node_address(uint32_t id, bool six, tailnet_addr *out)
 static void changed(host *h, node *n, part what)
 {
     n->changed[what] = ++h->clock;
+    n->text_len      = 0;
     h->dirty = h->dirty || what != PART_ONLINE;
 }
 
@@ -877,6 +885,26 @@ static void wr_node(const host *h, tn_js_w *w, const node *n)
     tn_js_w_object_end(w);
 }
 
+/* The same, written once for all who are told of it: a change of the node makes it due anew. */
+static void wr_peer(const host *h, tn_js_w *w, node *n)
+{
+    tn_wr   wr;
+    tn_js_w own;
+    if (n->text_len == 0) {
+        tn_wr_over(&wr, n->text, sizeof n->text);
+        tn_js_w_init(&own, &wr);
+        wr_node(h, &own, n);
+        if (tn_wr_ok(&wr)) n->text_len = (uint16_t)tn_wr_len(&wr);
+    }
+    if (n->text_len == 0) {
+        wr_node(h, w, n);
+        return;
+    }
+    if (w->comma) tn_wr_u8(w->wr, ',');
+    tn_wr_bytes(w->wr, n->text, n->text_len);
+    w->comma = true;
+}
+
 /* Only the parts that changed after seen (tailcfg.PeerChange). */
 static void wr_patch(tn_js_w *w, const node *n, uint32_t seen)
 {
@@ -931,7 +959,8 @@ static void wr_derp_map(const host *h, tn_js_w *w)
     tn_js_w_object(w);
     tn_js_w_key(w, "Regions");
     tn_js_w_object(w);
-    for (i = 0; i < h->region_count; i++) wr_region(h, w, &h->regions[i]);
+    for (i = 0; i < h->region_count; i++)
+        if (!h->regions[i].hidden) wr_region(h, w, &h->regions[i]);
     tn_js_w_object_end(w);
     tn_js_w_object_end(w);
 }
@@ -1005,7 +1034,7 @@ static bool is_gone(const host *h, const session *m, uint32_t i)
 static bool is_new(const host *h, const session *m, uint32_t i)
 {
     const node *n = &h->nodes[i];
-    if (n->id == 0 || i == m->slot) return false;
+    if (n->id == 0 || !n->shown || i == m->slot) return false;
     return m->told[i].id != n->id || n->changed[PART_WHOLE] > m->told[i].seen;
 }
 
@@ -1013,7 +1042,7 @@ static bool is_patched(const host *h, const session *m, uint32_t i)
 {
     const node *n    = &h->nodes[i];
     uint32_t    seen = m->told[i].seen;
-    return n->id != 0 && i != m->slot && !is_new(h, m, i) &&
+    return n->id != 0 && n->shown && i != m->slot && !is_new(h, m, i) &&
            (n->changed[PART_ONLINE] > seen || n->changed[PART_PATHS] > seen ||
             n->changed[PART_KEY] > seen);
 }
@@ -1029,19 +1058,59 @@ static bool is_due(const host *h, const session *m)
     return false;
 }
 
-/* A peer that exists only to make maps long. */
+/* Bytes that look random and are the same in every run: splitmix64 of a number. */
+static void made_up(uint8_t *dst, size_t len, uint64_t number)
+{
+    size_t   i;
+    uint64_t z = 0;
+    for (i = 0; i < len; i++) {
+        if (i % 8 == 0) {
+            z = (number += 0x9e3779b97f4a7c15u);
+            z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+            z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+            z ^= z >> 31;
+        }
+        dst[i] = (uint8_t)(z >> 8 * (i % 8));
+    }
+}
+
+static uint32_t synthetic_id(const host *h, uint32_t number)
+{
+    bool behind = h->big_before != 0 && number >= h->big_before;
+    return BIG_ID + number + (behind ? (uint32_t)BIG_JUMP : 0u);
+}
+
+/* A peer that exists only to make maps long; a node with this text about it has the size of
+ * those that large services send, one kilobyte and some. */
 static void wr_synthetic(const host *h, tn_js_w *w, uint32_t number)
 {
-    node n;
+    static const char *const kinds[4] = { "laptop", "build-server", "phone", "camera" };
+    uint8_t  b[128];
+    node     n;
+    unsigned i;
     memset(&n, 0, sizeof n);
-    n.id = BIG_ID + number;
-    snprintf(n.name, sizeof n.name, "big-%lu", (unsigned long)number);
-    snprintf(n.host, sizeof n.host, "big-%lu", (unsigned long)number);
-    tn_put_u32be(n.key, n.id);
-    n.key[31]      = 1;
-    n.home         = REGION;
-    n.version      = TAILNET_CAPABILITY_VERSION;
-    n.created_ms   = n.seen_ms = h->wall_ms;
+    made_up(b, sizeof b, (uint64_t)number << 8);
+    n.id = synthetic_id(h, number);
+    snprintf(n.name, sizeof n.name, "%s-%lu", kinds[b[0] & 3], (unsigned long)number);
+    strcpy(n.host, n.name);
+    strcpy(n.os, "linux");
+    strcpy(n.tags, "tag:fleet,tag:site-north,tag:made-up");
+    memcpy(n.key, b, 32);
+    memcpy(n.machine, b + 32, 32);
+    memcpy(n.disco, b + 64, 32);
+    n.home       = REGION;
+    n.version    = TAILNET_CAPABILITY_VERSION;
+    n.api4       = n.api6 = (uint16_t)(32768 + tn_get_u32be(b + 96) % 32768);
+    n.created_ms = n.seen_ms = h->wall_ms;
+    n.endpoint_count = 8;
+    for (i = 0; i < 8; i++) {
+        tailnet_addr *a = &n.endpoints[i];
+        a->family = i < 4 ? 4 : 6;
+        a->port   = 41641;
+        memcpy(a->ip, b + 100, 16);
+        a->ip[0] = i < 4 ? 10 : 0xfd;
+        a->ip[3] = (uint8_t)(a->ip[3] + i);
+    }
     wr_node(h, w, &n);
 }
 
@@ -1127,7 +1196,7 @@ static bool step_gone(host *h, session *m, job *j, tn_js_w *w, bool real)
     }
     if (h->big + j->k < m->big_told) {      /* downwards, so that the count stays true    */
         begin_element(j, w, "PeersRemoved");
-        tn_js_w_uint(w, BIG_ID + m->big_told - 1 - (real ? 0 : j->k));
+        tn_js_w_uint(w, synthetic_id(h, m->big_told - 1 - (real ? 0 : j->k)));
         if (real) m->big_told--;
         else      j->k++;
         return true;
@@ -1135,26 +1204,31 @@ static bool step_gone(host *h, session *m, job *j, tn_js_w *w, bool real)
     return next_section(j, w->wr, "]");
 }
 
+/* The next of the synthetic peers up to a number. */
+static bool step_synthetic(host *h, session *m, job *j, tn_js_w *w, bool real, uint32_t end)
+{
+    if (m->big_told + j->k >= end) return false;
+    begin_element(j, w, m->first ? "Peers" : "PeersChanged");
+    wr_synthetic(h, w, m->big_told + j->k);
+    if (real) m->big_told++;
+    else      j->k++;
+    return true;
+}
+
 static bool step_peers(host *h, session *m, job *j, tn_js_w *w, bool real)
 {
-    const char *key = m->first ? "Peers" : "PeersChanged";
+    if (step_synthetic(h, m, j, w, real, h->big < h->big_before ? h->big : h->big_before))
+        return true;
     for (; j->i < h->opt.max_nodes; j->i++) {
         if (!is_new(h, m, j->i)) continue;
-        begin_element(j, w, key);
-        wr_node(h, w, &h->nodes[j->i]);
+        begin_element(j, w, m->first ? "Peers" : "PeersChanged");
+        wr_peer(h, w, &h->nodes[j->i]);
         if (real) m->told[j->i].id   = h->nodes[j->i].id;
         if (real) m->told[j->i].seen = h->clock;
         j->i++;
         return true;
     }
-    if (m->big_told + j->k < h->big) {
-        begin_element(j, w, key);
-        wr_synthetic(h, w, m->big_told + j->k);
-        if (real) m->big_told++;
-        else      j->k++;
-        return true;
-    }
-    return next_section(j, w->wr, "]");
+    return step_synthetic(h, m, j, w, real, h->big) || next_section(j, w->wr, "]");
 }
 
 static bool step_patches(host *h, session *m, job *j, tn_js_w *w, bool real)
@@ -1249,7 +1323,10 @@ static void session_fill(host *h, session *m)
         job   trial = m->job;
         tn_wr wr;
         tn_wr_over(&wr, text, sizeof text);
-        if (!job_step(h, m, &trial, &wr, false)) {
+        if (!m->sliced && m->job.at != AT_DONE) {       /* it was counted just now: it fits */
+            (void)job_step(h, m, &m->job, &wr, true);
+            session_store(m, text, tn_wr_len(&wr));
+        } else if (!job_step(h, m, &trial, &wr, false)) {
             memset(text, ' ', sizeof text); /* up to the end                              */
             session_store(m, text, m->left < sizeof text ? m->left : sizeof text);
         } else if (m->sliced && trial.at != AT_DONE && wr.total + CLOSING > m->left) {
@@ -1839,6 +1916,7 @@ static void begin_poll(host *h, conn *c, stream *s, node *n)
     m->keepalive_ms = TN_NEVER;
     n->forget_ms    = TN_NEVER;
     n->version      = (uint16_t)s->rq.version;
+    n->shown        = true;
     if (n->polls++ == 0) {
         changed(h, n, PART_ONLINE);
         tell(h, "online", n, NULL);
@@ -3146,13 +3224,17 @@ static bool load_node(host *h, char **w)
     uint64_t v[6];
     int      i;
     if (n == NULL) return false;
-    for (i = 0; i < 6; i++)
-        if (!tn_dec_parse(w[i], strlen(w[i]), UINT64_MAX, &v[i])) return false;
+    for (i = 0; i < 6; i++) {
+        char *end;
+        v[i] = strtoull(w[i], &end, 10);
+        if (w[i][0] < '0' || w[i][0] > '9' || *end != '\0') return false;
+    }
     n->id         = (uint32_t)v[0];
     n->expired    = (v[1] & 1) != 0;
     n->ephemeral  = (v[1] & 2) != 0;
     n->created_ms = v[2];
     n->expiry_ms  = v[3];
+    n->shown      = true;
     n->home       = (uint16_t)v[4];
     n->version    = (uint16_t)v[5];
     if (n->ephemeral) n->forget_ms = h->now_ms + 1000ul * h->opt.ephemeral_s;
@@ -3177,7 +3259,7 @@ static bool load_line(host *h, char **w, int count)
         return true;
     }
     if (count != 4 || strcmp(w[0], "keys") != 0 || !take_hex(h->noise, 32, w[1]) ||
-        !take_hex(h->derp, 32, w[2]) || !tn_dec_parse(w[3], strlen(w[3]), BIG_ID, &next))
+        !take_hex(h->derp, 32, w[2]) || !tn_dec_parse(w[3], strlen(w[3]), BIG_ID + BIG_JUMP, &next))
         return false;
     h->next_id = (uint32_t)next;
     return true;
@@ -3234,6 +3316,7 @@ static const char usage[] =
     "  --node-ip4 A         IPv4 of the relay in maps        --cert-name N  its CertName\n"
     "  --node-ip6 A         the same for IPv6                --plain-relay  also without TLS\n"
     "  --relay ID,HOST,ADDR:PORT   another region's relay, at a port of its own; repeatable\n"
+    "  --peers N            maps hold N made-up peers, half of them before the real ones\n"
     "  --json               events on stdout                 -v  events on stderr\n\n"
     "selfhost --ask SOCKET list | stats | remove N | expire N | rename N NEW | approve ID |\n"
     "  policy allow|deny|only RULE..|add RULE..|file F | ping N c2n|head | stop-map N | drop N |\n"
@@ -3312,6 +3395,7 @@ static int take_option(host *h, const char *name, const char *value)
     if (strcmp(name, "--authkey") == 0) add_key(h, value);
     else if (strcmp(name, "--relay") == 0) add_relay(h, value);
     else if (strcmp(name, "--max-nodes") == 0) take_number(&o->max_nodes, value, MAX_NODES);
+    else if (strcmp(name, "--peers") == 0) take_number(&o->peers, value, BIG_MAX);
     else if (strcmp(name, "--ephemeral-s") == 0) take_number(&o->ephemeral_s, value, 86400);
     else if (strcmp(name, "--keepalive-s") == 0) take_number(&o->keepalive_s, value, 86400);
     else if (strcmp(name, "--allow") == 0) {
@@ -3371,6 +3455,15 @@ static void set_up_tables(host *h)
     huffman_init(&h->huff);
 }
 
+/* The real nodes get ids between those of the made-up ones, and their place in maps. */
+static void set_up_peers(host *h)
+{
+    if (h->opt.peers == 0) return;
+    h->big        = h->opt.peers;
+    h->big_before = h->opt.peers / 2;
+    if (h->next_id <= BIG_MAX) h->next_id += BIG_ID + BIG_MAX;
+}
+
 static void set_up(host *h)
 {
     uint16_t port = 0;
@@ -3382,6 +3475,7 @@ static void set_up(host *h)
         die("%s is no JSON array, or longer than %d bytes", h->opt.policy, POLICY_MAX - 1);
     if (h->rule_count == 0 && !h->opt.deny && h->opt.policy == NULL) (void)add_rule(h, "*>*:*");
     names_changed(h);
+    set_up_peers(h);
     h->plain_fd = h->stun_fd = h->admin_fd = -1;
     h->regions[0].fd = open_socket(h->opt.listen, SOCK_STREAM, &port);
     if (h->regions[0].fd < 0) die("cannot listen on %s: %s", h->opt.listen, strerror(errno));

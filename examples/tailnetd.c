@@ -2,10 +2,23 @@
  *
  * Without --tun it needs no root and answers pings and UDP echo (port 7) by itself. With
  * --json it says every change as one object per line on stdout. Exit codes: 0 asked to stop,
- * 1 usage, 2 cannot go on. */
+ * 1 usage, 2 cannot go on.
+ *
+ * Built with TAILNETD_LWIP and lwIP (examples/lwip) it has --socks5: any program of this machine
+ * reaches the tailnet through it, without root. */
 #define TAILNET_IMPLEMENTATION
 #define TAILNET_PLATFORM_POSIX_IMPLEMENTATION
 #include "tailnet_platform_posix.h"
+
+#ifdef TAILNETD_LWIP
+#  define TAILNET_PLATFORM_LWIP_IMPLEMENTATION
+#  include "tailnet_platform_lwip.h"
+#  include "lwip/init.h"
+#  include "lwip/timeouts.h"
+#  include "socks5_server.h"
+#else
+enum { SOCKS5_FDS = 0 };
+#endif
 
 enum { LIST = 16, PEERS = 256, ECHO_PORT = 7, ASK_PORT = 40007 };
 
@@ -19,6 +32,7 @@ struct way {
 /* What the command line said. */
 struct wishes {
     const char    *control, *key_file, *host, *state, *ca, *tun, *control_key, *ping, *proxy;
+    const char    *socks5, *socks5_login, *uplink;
     const char    *tags[LIST];
     size_t         tag_count;
     tailnet_prefix routes[LIST];
@@ -43,6 +57,10 @@ static struct {
     bool          ping_wanted, was_running, input_open;
     uint64_t      asked_us;
     volatile sig_atomic_t stop;
+#ifdef TAILNETD_LWIP
+    tailnet_lwip_overlay overlay;
+    socks5_server        socks5;
+#endif
 } app;
 
 /* ---- Heap calls: counted, to show that there are none once the node runs -------------- */
@@ -162,6 +180,10 @@ static const char *problem_sentence(const tailnet_problem *pr)
 {
     switch (pr->result) {
     case TAILNET_ERR_TLS: return tls_sentence(pr->detail);
+    case TAILNET_ERR_TOO_BIG:
+        if (strcmp(pr->section, "tls") == 0)
+            return "The server sends TLS records that are longer than TAILNET_CONTROL_RECORD";
+        return tailnet_result_text(pr->result);
     case TAILNET_ERR_FORGED:
         if (strcmp(pr->section, "noise") != 0 && strcmp(pr->section, "control") != 0)
             return "Somebody sends forged bytes: nothing to do unless it goes on";
@@ -182,13 +204,15 @@ static const char *problem_sentence(const tailnet_problem *pr)
             return "The state file is damaged: restore it, or delete it and join anew";
         return "A server sends what we cannot read: is it a control server, is it up to date?";
     case TAILNET_ERR_MEMORY: return "Something was larger than our memory for it";
-    case TAILNET_ERR_DENIED: return "The packet filter refused it: change the policy";
+    case TAILNET_ERR_DENIED:
+        if (strcmp(pr->section, "proxy") == 0)
+            return "The HTTP proxy refused: check --proxy, its user and its password";
+        return "The packet filter refused it: change the policy";
     case TAILNET_ERR_NO_ROUTE: return "No peer has that address or name";
     case TAILNET_OK:
     case TAILNET_ERR_ARGUMENT:
     case TAILNET_ERR_BUSY:
     case TAILNET_ERR_AGAIN:
-    case TAILNET_ERR_TOO_BIG:
     case TAILNET_ERR_STALE:
     default: return tailnet_result_text(pr->result);
     }
@@ -639,6 +663,136 @@ static void on_udp(void *user, tailnet_posix *p, const tailnet_addr *from, uint1
     }
 }
 
+/* ---- SOCKS5 (--socks5): lwIP between its clients and the node ----------------------------- */
+
+#ifdef TAILNETD_LWIP
+static void on_ip(void *user, tailnet_posix *p, const void *packet, size_t size)
+{
+    (void)user, (void)p;
+    (void)tailnet_lwip_overlay_input(&app.overlay, packet, size);
+}
+
+static tailnet_result send_ip(void *user, const void *packet, size_t size)
+{
+    (void)user;
+    return tailnet_posix_ip_send(&app.posix, packet, size);
+}
+
+/* UDP for the node itself: it comes through lwIP then. */
+static void on_lwip_udp(void *user, struct udp_pcb *pcb, struct pbuf *p, const ip_addr_t *from,
+                        u16_t port)
+{
+    tailnet_addr at;
+    char         text[64];
+    uint8_t      data[1500];
+    if (tailnet_posix_addr_parse(&at, ipaddr_ntoa_r(from, text, sizeof text)) &&
+        p->tot_len <= sizeof data) {
+        at.port = port;
+        pbuf_copy_partial(p, data, p->tot_len, 0);
+        on_udp(user, &app.posix, &at, pcb->local_port, data, p->tot_len);
+    }
+    pbuf_free(p);
+}
+
+static bool lwip_udp(uint16_t port)
+{
+    struct udp_pcb *pcb = udp_new_ip_type(IPADDR_TYPE_ANY);
+    if (pcb == NULL || udp_bind(pcb, IP_ANY_TYPE, port) != ERR_OK) return false;
+    udp_recv(pcb, on_lwip_udp, NULL);
+    return true;
+}
+
+/* The file of --socks5-login: USER:PASSWORD in its first line. */
+static bool read_login(const char *path, socks5_login *login)
+{
+    char   text[520], *colon;
+    size_t len;
+    bool   good;
+    int    number = tailnet_posix_read_file(path, text, sizeof text - 1, &len);
+    if (number != 0) {
+        fprintf(stderr, "tailnetd: Cannot read %s: %s.\n", path, strerror(number));
+        return false;
+    }
+    text[len]                   = '\0';
+    text[strcspn(text, "\r\n")] = '\0';
+    colon = strchr(text, ':');
+    good  = colon != NULL && colon != text && colon - text < 256 && strlen(colon + 1) < 256 &&
+           colon[1] != '\0';
+    if (good) {
+        memcpy(login->user, text, (size_t)(colon - text));
+        memcpy(login->password, colon + 1, strlen(colon + 1));
+    } else {
+        fprintf(stderr, "tailnetd: The first line of %s has to be USER:PASSWORD.\n", path);
+    }
+    explicit_bzero(text, sizeof text);
+    return good;
+}
+
+/* False: said on stderr. */
+static bool open_socks5(void)
+{
+    tailnet_lwip_overlay_options options;
+    const char                  *why;
+    if (app.wish.socks5 == NULL) return true;
+    memset(&options, 0, sizeof options);
+    options.send          = send_ip;
+    app.socks5.want_login = app.wish.socks5_login != NULL;
+    if (app.socks5.want_login && !read_login(app.wish.socks5_login, &app.socks5.login))
+        return false;
+    lwip_init();
+    if (tailnet_lwip_overlay_open(&app.overlay, app.posix.node, &options) != TAILNET_OK ||
+        !lwip_udp(ECHO_PORT) || !lwip_udp(ASK_PORT)) {
+        fprintf(stderr, "tailnetd: lwIP does not begin.\n");
+        return false;
+    }
+    if (socks5_open(&app.socks5, app.posix.node, &app.overlay, app.wish.socks5, &why)) return true;
+    fprintf(stderr, "tailnetd: Cannot listen at %s: %s.\n", app.wish.socks5, why);
+    return false;
+}
+
+static void close_socks5(void)
+{
+    if (app.wish.socks5 == NULL) return;
+    socks5_close(&app.socks5);
+    tailnet_lwip_overlay_close(&app.overlay);
+}
+
+static void socks5_news(uint32_t events)
+{
+    if (app.wish.socks5 != NULL) tailnet_lwip_overlay_news(&app.overlay, events);
+}
+
+static size_t socks5_wait(struct pollfd *fds, int *wait)
+{
+    uint32_t ms;
+    if (app.wish.socks5 == NULL) return 0;
+    ms    = tailnet_lwip_overlay_wait_ms(&app.overlay, (uint32_t)*wait);
+    *wait = (int)socks5_wait_ms(&app.socks5, ms);
+    return socks5_fds(&app.socks5, fds);
+}
+
+/* After the node's turn; fds are NULL when none is ready. */
+static void socks5_handle(const struct pollfd *fds)
+{
+    if (app.wish.socks5 == NULL) return;
+    sys_check_timeouts();
+    tailnet_lwip_overlay_turn(&app.overlay);
+    socks5_turn(&app.socks5, fds);
+}
+#else
+static bool open_socks5(void)
+{
+    if (app.wish.socks5 == NULL) return true;
+    fprintf(stderr, "tailnetd: This build has no lwIP, --socks5 needs one with TAILNETD_LWIP.\n");
+    return false;
+}
+
+static void   close_socks5(void) {}
+static void   socks5_news(uint32_t events) { (void)events; }
+static size_t socks5_wait(struct pollfd *fds, int *wait) { return (void)fds, (void)wait, 0; }
+static void   socks5_handle(const struct pollfd *fds) { (void)fds; }
+#endif
+
 static void on_log(void *user, int level, uint32_t code, const char *text)
 {
     (void)user;
@@ -679,6 +833,7 @@ static void on_news(void *user, tailnet_posix *p, uint32_t events)
 {
     tailnet_pong pong;
     (void)user;
+    socks5_news(events);
     if (app.wish.netcheck) {                /* the report is all that is wanted */
         if ((events & TAILNET_EVENT_LOGIN) != 0) say_login();
         if ((events & TAILNET_EVENT_PROBLEM) != 0) say_problem(false);
@@ -787,6 +942,8 @@ static const char usage[] =
     "  --relay-only            never use UDP\n"
     "  --metered               spend few bytes while nobody talks to us\n"
     "  --port N                UDP port (default: any)\n"
+    "  --uplink DEVICE         look for peers through this device too, not only where the routes\n"
+    "                          of the system lead\n"
     "  --no-portmap            do not ask the router to map a port to us\n"
     "  --proxy [USER:PW@]HOST:PORT\n"
     "                          all TCP through this HTTP proxy (CONNECT)\n"
@@ -795,6 +952,9 @@ static const char usage[] =
     "  --tags a,b              ask for these tags\n"
     "  --advertise-routes a,b  offer to carry these prefixes\n"
     "  --accept-routes         use the prefixes that peers offer\n"
+    "  --socks5 [ADDR:]PORT    programs of this machine reach the tailnet through this SOCKS5\n"
+    "                          proxy (default ADDR: 127.0.0.1); no root\n"
+    "  --socks5-login F        and have to give the USER:PASSWORD that is in this file\n"
     "  --dns                   answer DNS at 100.100.100.100 for the names of the tailnet\n"
     "  --shields-up            let nobody begin to talk to us\n"
     "  --control-key mkey:..   the only key that the control server may have\n"
@@ -822,6 +982,9 @@ static const char **text_option(struct wishes *w, const char *name)
     if (strcmp(name, "--control-key") == 0) return &w->control_key;
     if (strcmp(name, "--ping") == 0) return &w->ping;
     if (strcmp(name, "--proxy") == 0) return &w->proxy;
+    if (strcmp(name, "--uplink") == 0) return &w->uplink;
+    if (strcmp(name, "--socks5") == 0) return &w->socks5;
+    if (strcmp(name, "--socks5-login") == 0) return &w->socks5_login;
     return NULL;
 }
 
@@ -899,7 +1062,9 @@ static bool read_arguments(struct wishes *w, int argc, char **argv)
     }
     if (w->state == NULL && w->logout)
         fprintf(stderr, "tailnetd: --logout needs --state, it holds who we are\n");
-    return w->state != NULL || !w->logout;
+    if (w->tun != NULL && w->socks5 != NULL)
+        fprintf(stderr, "tailnetd: with --tun every program is in the tailnet: leave --socks5\n");
+    return (w->state != NULL || !w->logout) && (w->tun == NULL || w->socks5 == NULL);
 }
 
 /* ---- Life ------------------------------------------------------------------------------------ */
@@ -950,31 +1115,42 @@ static tailnet_result open_node(void)
     options.state_file            = w->state;
     options.tun                   = w->tun;
     options.udp_port              = w->port;
+    options.uplink[0]             = w->uplink;
     options.replace_damaged_state = w->replace_state;
     options.on_news               = on_news;
     options.on_udp                = on_udp;
     options.log                   = on_log;
+#ifdef TAILNETD_LWIP
+    if (w->socks5 != NULL) {
+        options.on_udp  = NULL;
+        options.on_ip   = on_ip;
+        options.no_echo = true;
+    }
+#endif
     return tailnet_posix_open(&app.posix, &desc, &options);
 }
 
-/* One turn with stdin beside the node's own descriptors. */
+/* One turn with stdin and SOCKS5 beside the node's own descriptors. */
 static void turn(void)
 {
-    struct pollfd fds[TAILNET_POSIX_FDS + 1];
-    size_t        n    = tailnet_posix_fds(&app.posix, fds, TAILNET_POSIX_FDS), all = n;
-    int           wait = (int)tailnet_posix_wait_ms(&app.posix, app.wish.netcheck ? 100 : 60000);
+    static struct pollfd fds[TAILNET_POSIX_FDS + 1 + SOCKS5_FDS];
+    size_t n    = tailnet_posix_fds(&app.posix, fds, TAILNET_POSIX_FDS), all = n;
+    int    wait = (int)tailnet_posix_wait_ms(&app.posix, app.wish.netcheck ? 100 : 60000);
+    all += socks5_wait(fds + n, &wait);
     if (app.input_open) {
-        fds[n].fd      = 0;
-        fds[n].events  = POLLIN;
-        fds[n].revents = 0;
-        all            = n + 1;
+        fds[all].fd      = 0;
+        fds[all].events  = POLLIN;
+        fds[all].revents = 0;
+        all++;
     }
     if (poll(fds, (nfds_t)all, wait) <= 0) {
         tailnet_posix_handle(&app.posix, NULL, 0);
+        socks5_handle(NULL);
         return;
     }
-    if (all > n && fds[n].revents != 0) read_commands();
+    if (app.input_open && fds[all - 1].revents != 0) read_commands();
     tailnet_posix_handle(&app.posix, fds, n);
+    socks5_handle(fds + n);
 }
 
 /* --netcheck: true when there is no more to wait for. A first report may come before the
@@ -1044,6 +1220,11 @@ int main(int argc, char **argv)
         fprintf(stderr, "tailnetd: %s\n", app.posix.error);
         return 2;
     }
+    if (!open_socks5()) {
+        close_socks5();
+        tailnet_posix_close(&app.posix);
+        return 2;
+    }
     memset(&act, 0, sizeof act);
     act.sa_handler = on_signal;
     sigaction(SIGTERM, &act, NULL);
@@ -1054,13 +1235,14 @@ int main(int argc, char **argv)
     sigaction(SIGPIPE, &act, NULL);
     app.input_open  = app.wish.from_stdin;
     app.ping_wanted = app.wish.ping != NULL;
-    heap_watch(true);
+    heap_watch(app.wish.socks5 == NULL);    /* lwIP's memory comes from there */
     if (!app.wish.netcheck) say_state();
     (void)tailnet_up(app.posix.node);
     code = serve();
     leave();
     heap_watch(false);
     if (!app.wish.netcheck) say_stats();
+    close_socks5();
     tailnet_posix_close(&app.posix);
     explicit_bzero(app.auth_key, sizeof app.auth_key);
     return code;

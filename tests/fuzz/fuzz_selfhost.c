@@ -47,6 +47,7 @@ static void world(void)
         n = node_add(&H, key);
         strcpy(n->name, i == 0 ? "one" : "two");
         node_set_key(&H, n, key);
+        n->shown = true;
         memset(&conns[i], 0, sizeof conns[i]);
         conns[i].told        = t;
         conns[i].b           = b;

@@ -24,8 +24,13 @@ import run as runner
 TOP = runner.TOP
 OUT = os.path.join(TOP, "build/broken")
 SOURCES = ("tailnet.h", "tailnet_platform_posix.h", "examples/tailnetd.c")
-PROGRAMS = (("examples/tailnetd.c", "build/tailnetd"),
-            ("tests/interop/two_nodes.c", "build/two_nodes"))
+# Source, program, more words; and the tests that want others than the first.
+PROGRAMS = (("examples/tailnetd.c", "build/tailnetd", ()),
+            ("tests/interop/two_nodes.c", "build/two_nodes", ()),
+            ("tests/interop/device.c", "build/device", ()),
+            ("tests/interop/device.c", "build/device_lean", ("-DTAILNET_CONTROL_RECORD=6000",)))
+WANTS = {"two_nodes_in_one_process": PROGRAMS[1:2], "key_over_tls_then_http": PROGRAMS[2:3],
+         "short_records_direct": PROGRAMS[3:], "long_records_behind_a_proxy": PROGRAMS[2:]}
 SIGNALS = r"(ended with|exit code) -(4|6|7|8|11)\b|Assertion|double free|stack smashing"
 
 Row = collections.namedtuple("Row", "test part what edits")
@@ -281,6 +286,15 @@ breaks("hosted_approval", "waits for approval", "nobody has to approve",
 breaks("hosted_approval", "running once", "only the first word about us is heard",
        ONLY_FIRST_SELF)
 
+breaks("key_over_tls_then_http", "runs", "the HTTP port is not heeded",
+       swap("tn_ctl_plain_port", "return d->control_http_port != 0 ||", "return false &&"))
+breaks("key_over_tls_then_http", "its key came over TLS", "the key too is fetched in the clear",
+       swap("tn_ctl_plain_port", "!c->key_known || ", ""))
+breaks("short_records_direct", "headscale, runs", "control's engine is smaller than it should be",
+       swap(None, "(TAILNET_CONTROL_RECORD + 325u)", "1500u"))
+breaks("long_records_behind_a_proxy", "test control server", "the problem does not name the limit",
+       swap("tn_ctl_link_gone", "detail  = TAILNET_CONTROL_RECORD;", ";"))
+
 breaks("fast_start", "the login comes with", "the key in the certificates is not used",
        swap("tn_relay_opened", "meta_key != NULL", "false"))
 breaks("guest_relays", "our first packet", "all is sent through our own relay",
@@ -329,10 +343,12 @@ def tree(number, texts):
 
 def compile_in(folder, test):
     """Builds what the test needs; the compiler's words when it does not build."""
-    source, program = PROGRAMS[test.startswith("two_nodes")]
-    done = subprocess.run(["cc", "-std=c99", "-O1", "-w", "-I.", source, "-lbearssl",
-                           "-o", program], cwd=folder, stderr=subprocess.PIPE, text=True)
-    return done.stderr if done.returncode != 0 else None
+    for source, program, more in WANTS.get(test, PROGRAMS[:1]):
+        done = subprocess.run(["cc", "-std=c99", "-O1", "-w", "-I.", *more, source, "-lbearssl",
+                               "-o", program], cwd=folder, stderr=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            return done.stderr
+    return None
 
 
 def verdict(folder, row, out):
@@ -369,7 +385,7 @@ def one(number, row, top):
     with open(os.path.join(folder, "said.txt"), "w") as f:
         f.write("%s\n%s\n" % (row.what, out))
     shutil.rmtree(os.path.join(folder, "tests"))
-    for _, program in PROGRAMS:
+    for _, program, _ in PROGRAMS:
         if os.path.exists(os.path.join(folder, program)):
             os.unlink(os.path.join(folder, program))
     return good, said

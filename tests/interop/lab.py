@@ -240,6 +240,16 @@ class Lab:
     def official(self, host, **more):
         return GoNode(self, host, **more)
 
+    def device(self, **more):
+        return Device(self, **more)
+
+    def tls_proxy(self, listen, to):
+        """Go's reverse proxy with TLS before a server without."""
+        self.process("tlsproxy-%d" % listen, [
+            GO + "/tlsproxy", "-listen", "%s:%d" % (self.hub, listen), "-to", to,
+            "-cert", self.cert, "-key", self.key])
+        wait_for("the proxy listens", lambda: listening(self.hub, listen))
+
 
 # ---- control servers and relays -----------------------------------------------------
 
@@ -341,7 +351,7 @@ class Headscale:
     """The control server, by default with its own relay built in."""
 
     def __init__(self, lab, relay=None, cert=None, key=None, by_name=False, tls=True, policy=None,
-                 both=False):
+                 both=False, url=None):
         self.lab = lab
         # The socket's path has to be short.
         self.folder = "/run/headscale"
@@ -349,6 +359,7 @@ class Headscale:
         scheme = "https" if tls else "http"
         self.url = "%s://%s%s" % (scheme, CONTROL_NAME if by_name else lab.hub,
                                   "" if lab.port == 443 else ":%d" % lab.port)
+        self.url = url or self.url
         paths = self.relays(relay if isinstance(relay, list) else [relay]) if relay else ""
         cert, key = cert or lab.cert, key or lab.key
         self.config = lab.write("headscale.yaml", HEADSCALE_CONFIG.format(
@@ -434,7 +445,7 @@ class TestControl:
 
     def __init__(self, lab, *flags):
         self.lab = lab
-        self.url = "http://%s:8080" % HUB
+        self.url = "%s://%s:8080" % ("https" if "-tls" in flags else "http", HUB)
         self.process = lab.process("testcontrol", [
             GO + "/testcontrol", "-listen", HUB + ":8080", "-admin", "127.0.0.1:8081",
             "-relay", HUB + ":8444", "-stun", HUB + ":3479", "-cert", lab.cert,
@@ -551,6 +562,8 @@ class GoNode:
 class OurNode:
     """build/tailnetd in a namespace of its own, followed by its JSON events."""
 
+    bare = 0                                # 1: the URL comes without the option's name
+
     def __init__(self, lab, host, tun=None, relay_only=True, ephemeral=False, tags=None,
                  ca="lab", port=None, extra=(), program=OURS, state=None, place=None):
         self.lab, self.host, self.tun = lab, host, tun
@@ -575,6 +588,7 @@ class OurNode:
         """Starts it (again). Without a key it will show a login URL."""
         if control is not None:
             words = ["--control", control if isinstance(control, str) else control.url]
+            words = words[self.bare:]
             if auth_key:
                 words += ["--authkey-file", self.lab.write(self.host + ".authkey", auth_key + "\n")]
             self.control_flags = words
@@ -670,6 +684,45 @@ class OurNode:
 
     def rss_kb(self, field="VmRSS"):
         return self.process.memory_kb(field)
+
+
+class Device(OurNode):
+    """build/device (see device.c): our library with the limits of a small device."""
+
+    bare = 1
+
+    def __init__(self, lab, engines=1, http_port=0, lean=False, host="device"):
+        super().__init__(lab, host, program="build/device_lean" if lean else "build/device")
+        self.lean = lean
+        self.sizes = [str(engines), str(http_port)]
+
+    def start(self, control=None, auth_key=None, extra=()):
+        if control is not None:
+            key = self.lab.write(self.host + ".authkey", (auth_key or "") + "\n")
+            self.flags = [key, self.lab.pki.ca, self.state_file] + self.sizes
+        return super().start(control, None, extra)
+
+
+class Wire:
+    """wire.py before a server: what connections to it look like from outside."""
+
+    def __init__(self, lab, listen, target):
+        self.log = os.path.join(lab.folder, "wire-%d.json" % listen)
+        self.process = lab.process("wire-%d" % listen, [
+            sys.executable, os.path.join(TOP, "tests/interop/wire.py"), lab.hub, str(listen),
+            str(target), self.log])
+        wait_for("wire.py listens", lambda: ":%d " % listen in run(["ss", "-ltn"]).stdout)
+
+    def connections(self, address):
+        """What came from there so far: the newest line of each connection, in order."""
+        newest = {}
+        if os.path.exists(self.log):
+            with open(self.log) as f:
+                for line in f.read().splitlines():
+                    entry = json.loads(line)
+                    if entry["from"] == address:
+                        newest[entry["id"]] = entry
+        return [newest[i] for i in sorted(newest)]
 
 
 class StandIn(GoNode):

@@ -146,11 +146,14 @@ def build():
     if lab_module.OURS != "build/tailnetd":
         return
     os.makedirs(os.path.join(TOP, "build"), exist_ok=True)
-    for source, out in (("examples/tailnetd.c", "build/tailnetd"),
-                        ("tests/interop/two_nodes.c", "build/two_nodes")):
+    device = "tests/interop/device.c"
+    for source, out, more in (("examples/tailnetd.c", "build/tailnetd", []),
+                              ("tests/interop/two_nodes.c", "build/two_nodes", []),
+                              (device, "build/device", []),
+                              (device, "build/device_lean", ["-DTAILNET_CONTROL_RECORD=6000"])):
         if os.path.exists(os.path.join(TOP, source)):
-            done = subprocess.run(["cc", "-std=c99", "-O2", "-g", "-I.", source, "-lbearssl",
-                                   "-o", out], cwd=TOP)
+            done = subprocess.run(["cc", "-std=c99", "-O2", "-g", "-I."] + more + [
+                source, "-lbearssl", "-o", out], cwd=TOP)
             if done.returncode != 0:
                 print("%s does not build" % source)
 

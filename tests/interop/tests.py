@@ -11,7 +11,7 @@ import sys
 import time
 
 from lab import (CONTROL_NAME, HUB, OPEN_POLICY, OS_NAME, TOP, Flow, Headscale, Iperf, Pki, Relay,
-                 TestControl, break_connections, check, icmp, run, tcp_copy, udp,
+                 TestControl, Wire, break_connections, check, icmp, run, tcp_copy, udp,
                  udp_echo, wait_for)
 
 
@@ -727,6 +727,139 @@ def hosted_approval(lab, part):
     with part("running once approved"):
         control.ask("approve", node=control.node("ours")["Key"])
         ours.wait_state("running")
+
+
+# ---- a small device: one TLS engine, or a small one for control --------------------------------
+
+
+@test(stand_in=False)
+def key_over_tls_then_http(lab, part):
+    """One TLS engine: it fetches the server's key and serves the relay; control is Noise
+    over HTTP, and nobody else on that port is taken for the server."""
+    relay = Relay(lab)
+    lab.port = 8082
+    hs = Headscale(lab, relay=relay, tls=False, url="https://%s:8443" % HUB)
+    lab.tls_proxy(8454, "http://%s:8082" % HUB)
+    tls, plain = Wire(lab, 8443, 8454), Wire(lab, 8081, 8082)
+    device, go = lab.device(http_port=8081), lab.official("go1")
+    with part("runs"):
+        device.up(hs, hs.auth_key("--reusable"))
+    with part("its key came over TLS, and that connection is over"):
+        seen = tls.connections(device.address)
+        check(len(seen) == 1 and seen[0]["tls"] and seen[0]["over"], json.dumps(seen))
+    with part("control is Noise over HTTP, without a byte of TLS"):
+        said = plain.connections(device.address)
+        check(len(said) == 1 and not said[0]["over"], json.dumps(said))
+        check(said[0]["first"].startswith("POST /ts2021 HTTP/1.1\r\n") and not said[0]["tls"]
+              and not said[0]["largest"], said[0]["first"])
+    with part("the engine serves the relay: traffic, while control stands"):
+        go.up(hs, hs.auth_key())
+        go.wait_peer(device.ip4)
+        echoes(go, device.ip4, within=20)
+        check(not plain.connections(device.address)[0]["over"], "control has gone")
+    with part("with its state it asks nobody for the key"):
+        device.kill()
+        device.start()
+        device.wait_state("running")
+        echoes(go, device.ip4, within=30)
+        check(len(tls.connections(device.address)) == 1, "it asked for the key again")
+        check(len(plain.connections(device.address)) == 2, "control goes elsewhere")
+    with part("another server on that port is not believed"):
+        stranger = TestControl(lab)
+        fooled = lab.device(http_port=8080, host="fooled").start(hs, hs.auth_key())
+        wait_for("a problem", lambda: (fooled.problem() or {}).get("section") == "noise", 45)
+        time.sleep(3)
+        check(fooled.state() != "running", "it runs")
+        check(not stranger.nodes(), "the stranger knows it: %s" % stranger.nodes())
+
+
+LONGEST = 4096 + 29     # a Noise frame in a record: explicit nonce, tag, no more
+
+
+def rules_for(ip, count):
+    """A policy that makes the map of one node large."""
+    return {"acls": [{"action": "accept", "src": ["100.65.%d.%d" % (i // 250, i % 250 + 1)],
+                      "dst": ["%s:%d" % (ip, 1000 + i)]} for i in range(count)]}
+
+
+def longest_record(wire, device):
+    """Of all that the server sent so far; says it."""
+    seen = wire.connections(device.address)
+    check(seen and all(c["tls"] for c in seen), json.dumps(seen))
+    largest = max(c["largest"] for c in seen)
+    print("    %d records, %d bytes in %d connections, the longest %d bytes" % (
+        sum(c["records"] for c in seen), sum(c["bytes"] for c in seen), len(seen), largest))
+    return largest
+
+
+def refused_record(device):
+    """The problem that names the limit."""
+    wait_for("a problem", lambda: (device.problem() or {}).get("section") == "tls", 40)
+    check(device.problem()["detail"] == 6000, "it says %s" % device.problem())
+
+
+@test(stand_in=False, timeout=240)
+def short_records_direct(lab, part):
+    """Control inside TLS with an engine for records of 6,000 bytes: servers with their own
+    certificate send no longer ones, however large the map."""
+    relay = Relay(lab)
+    hs = Headscale(lab, relay=relay)
+    wire = Wire(lab, 8450, 8443)
+    device, go = lab.device(engines=2, lean=True), lab.official("go1")
+    with part("headscale, runs, traffic through the relay"):
+        device.up("https://%s:8450" % HUB, hs.auth_key())
+        go.up(hs, hs.auth_key())
+        go.wait_peer(device.ip4)
+        echoes(go, device.ip4, within=20)
+    with part("headscale, a map of a megabyte in short records"):
+        before = sum(c["records"] for c in wire.connections(device.address))
+        hs.policy(rules_for(device.ip4, 6000))
+        wait_for("the records", lambda: sum(
+            c["records"] for c in wire.connections(device.address)) > before + 20, 40)
+        time.sleep(4)
+        check(longest_record(wire, device) <= LONGEST, "a record is too long")
+        hs.policy(OPEN_POLICY)
+        echoes(go, device.ip4, within=40)
+        check(len(wire.connections(device.address)) <= 2, "control had to be dialled again")
+    with part("test control server, a map of 3,000 peers in short records"):
+        control = TestControl(lab, "-tls")
+        control.ask("fake", count=3000)
+        wire = Wire(lab, 8451, 8080)
+        other = lab.device(engines=2, lean=True, host="other")
+        other.start("https://%s:8451" % HUB).wait_state("running", 60)
+        time.sleep(2)
+        check(longest_record(wire, other) <= LONGEST, "a record is too long")
+        check(other.state() == "running" and not other.problem(), "it says %s" % other.problem())
+
+
+@test(stand_in=False, timeout=240)
+def long_records_behind_a_proxy(lab, part):
+    """Behind Go's reverse proxy records grow up to 16 KB when the map is large. An engine
+    for short ones says so and does not hang; a whole one takes them."""
+    relay = Relay(lab)
+    lab.port = 8082
+    hs = Headscale(lab, relay=relay, tls=False, url="https://%s:8443" % HUB)
+    lab.tls_proxy(8454, "http://%s:8082" % HUB)
+    wire = Wire(lab, 8443, 8454)
+    device = lab.device(engines=2, lean=True)
+    with part("headscale, runs while the map is small"):
+        device.up(hs, hs.auth_key())
+        check(longest_record(wire, device) <= 6000, "a record is too long")
+    control = TestControl(lab)
+    control.ask("fake", count=3000)
+    lab.tls_proxy(8455, "http://%s:8080" % HUB)
+    wire = Wire(lab, 8451, 8455)
+    with part("test control server, a map of 3,000 peers does not fit, and a problem says so"):
+        other = lab.device(engines=2, lean=True, host="other")
+        other.start("https://%s:8451" % HUB)
+        refused_record(other)
+        check(longest_record(wire, other) > 6000, "the records are short")
+        time.sleep(5)
+        check(len(wire.connections(other.address)) <= 3, "it comes again and again")
+    with part("a whole engine takes it"):
+        whole = lab.device(engines=2, host="whole")
+        whole.start("https://%s:8451" % HUB).wait_state("running", 60)
+        longest_record(wire, whole)
 
 
 # ---- relays, names ---------------------------------------------------------------------------

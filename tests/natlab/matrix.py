@@ -7,6 +7,7 @@ connection is lost on the way. Times are compared by medians of the same run."""
 
 import concurrent.futures
 import itertools
+import os
 import random
 import statistics
 import threading
@@ -41,7 +42,8 @@ CELLS = {
 }
 # kind of pair: letters of (who begins, the other)
 PAIRS = {"Go-Go": "GG", "ours>Go": "oG", "Go>ours": "Go", "ours-ours": "oo"}
-RATIO, SLACK = 1.2, 0.3
+RATIO = 1.2
+ERROR = 0.005                       # of one measurement, on a machine with work to do
 RELAY_SECONDS = 7.0                 # how long a relay cell is given to become direct
 
 
@@ -68,6 +70,7 @@ class Matrix:
         self.claims = []            # what programs say differently from the cable
         self.sites = {}
         self.lock = threading.Condition()
+        self.log = open(os.path.join(world.folder, "measured.log"), "w", buffering=1)
 
     def build(self):
         """Everything up and joined: the control server and all nodes."""
@@ -101,7 +104,13 @@ class Matrix:
                 yield cell, first, second
 
     def run(self, workers):
+        """First what only a relay carries, which takes long and says nothing of times, side
+        by side; then what is direct within milliseconds, one pair at a time."""
         jobs = list(self.jobs())
+        self._run([j for j in jobs if not CELLS[j[0]][2]], workers)
+        self._run([j for j in jobs if CELLS[j[0]][2]], 1)
+
+    def _run(self, jobs, workers):
         # The same mix of fresh and idle nodes for all kinds of pairs.
         random.Random(1).shuffle(jobs)
         busy = set()
@@ -145,6 +154,10 @@ class Matrix:
         kind = next(k for k, v in PAIRS.items() if v == x.letter + y.letter)
         with self.lock:
             self.results.setdefault((cell, kind), []).append(m)
+            print("  %s: %s to %s at %s, direct after %s" % (
+                cell, x.host, y.host, time.strftime("%H:%M:%S", time.localtime(
+                    time.time() - time.monotonic() + m.begin)),
+                [(n.host, round(t - m.begin, 4)) for n, t in m.direct_at.items()]), file=self.log)
 
     # -- what came of it --
 
@@ -167,21 +180,21 @@ class Matrix:
         kept = sum(1 for m in ms if m.tcp is None)
         go = [m.direct for m in self.results.get((cell, "Go-Go"), []) if m.direct is not None]
         return "| %s | %s | %s | %s | %s | %s | %s | %d | %d of %d | %d of %d | %.2f |" % (
-            cell, kind, path, "%.2f" % statistics.median(times) if times else "-",
+            cell, kind, path, "%.3f" % statistics.median(times) if times else "-",
             "%.1f" % (statistics.median(times) / statistics.median(go)) if times and go else "-",
-            " ".join("%.2f" % t for t in times) or "-",
+            " ".join("%.3f" % t for t in times) or "-",
             "%.2f" % statistics.median(answers) if answers else "-",
             sum(m.before for m in ms), sum(m.lost for m in ms),
             sum(len(m.sent_at) for m in ms), kept, len(ms),
             max((m.slow.stall for m in ms if hasattr(m, "slow")), default=0))
 
     def judge(self, cell, kind):
-        """(fails, warnings) of one kind of pair in one cell."""
+        """What is wrong with one kind of pair in one cell."""
         ms = self.results.get((cell, kind)) or []
         go = self.results.get((cell, "Go-Go")) or []
-        fails, warnings = [], []
+        fails = []
         if not ms:
-            return ["nothing measured"], []
+            return ["nothing measured"]
         dead = [m for m in ms if m.answered is None]
         if dead:
             fails.append("%d of %d pairs without any answer" % (len(dead), len(ms)))
@@ -194,10 +207,10 @@ class Matrix:
         if kind != "Go-Go" and direct and go:
             ours = statistics.median(direct)
             theirs = statistics.median([m.direct for m in go if m.direct is not None] or [ours])
-            if ours > RATIO * theirs and ours > theirs + SLACK:
-                warnings.append("%.2f s to direct, Go with Go %.2f s: %.1f times" % (
+            if ours > RATIO * theirs + ERROR:
+                fails.append("%.3f s to direct, Go with Go %.3f s: %.1f times" % (
                     ours, theirs, ours / theirs))
-        return fails, warnings
+        return fails
 
 
 def matrix(world, part, options):
@@ -210,16 +223,13 @@ def matrix(world, part, options):
     m.run(options.workers)
     print("  measured after %.0f s" % (time.monotonic() - begin))
     m.table()
-    print("\nTime to direct: at most %.1f times that of Go with Go, medians of this run, or up to "
-          "%.1f s more." % (RATIO, SLACK))
+    print("\nTime to direct: at most %.1f times that of Go with Go, medians of this run, and "
+          "%.0f ms for the error of the measurement." % (RATIO, 1000 * ERROR))
     kinds = [k for k in PAIRS if not options.go_only or k == "Go-Go"]
     for cell in m.cells:
         for kind in kinds:
-            fails, warnings = m.judge(cell, kind)
             with part("%s, %s" % (cell, kind), goes_on=True):
-                for w in warnings:
-                    print("  SLOW %s, %s: %s" % (cell, kind, w))
+                fails = m.judge(cell, kind)
                 check(not fails, ", ".join(fails))
-                check(not (options.strict and warnings), ", ".join(warnings))
     with part("programs say what is on the cable", goes_on=True):
         check(not m.claims, "; ".join(m.claims[:8]) + " (%d)" % len(m.claims))

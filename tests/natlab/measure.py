@@ -17,10 +17,11 @@ import time
 from world import Failed, check, inside
 
 GAP = 0.03                          # between numbered packets
+FINE_GAP, FINE = 0.002, 0.2         # and in the first moments, where paths are found
 TCP_GAP = 0.06
 PORT, TCP_PORT = 7300, 7301
 ETH_P_ALL = 0x0003
-SO_ATTACH_FILTER = 26
+SO_ATTACH_FILTER, SO_TIMESTAMPNS = 26, 35
 PACKET_OUTGOING = 4
 
 _sizes, _sizes_lock = collections.deque(range(40)), threading.Lock()
@@ -69,6 +70,7 @@ class Cable:
                 buffer = (ctypes.c_char * len(held)).from_buffer(held)
                 self.socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack(
                     "HxxxxxxP", len(code) // 8, ctypes.addressof(buffer)))
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             self.socket.bind((device, ETH_P_ALL))
         self.socket.setblocking(False)
 
@@ -77,14 +79,22 @@ class Cable:
 
     def packets(self):
         """(outgoing, packet from its IP header on) of what has come since."""
+        for outgoing, data, _ in self.timed():
+            yield outgoing, data
+
+    def timed(self):
+        """The same, and when the kernel saw it, as time.monotonic() has it: how long
+        this program was kept from looking is in no figure."""
         while True:
             try:
-                data, where = self.socket.recvfrom(65535)
+                data, more, _, where = self.socket.recvmsg(65535, 64)
             except OSError as e:
                 if e.errno in (errno.EAGAIN, errno.ENETDOWN):
                     return
                 raise
-            yield where[2] == PACKET_OUTGOING, data
+            seconds, nanoseconds = struct.unpack("qq", more[0][2][:16])
+            late = time.time() - (seconds + nanoseconds / 1e9)
+            yield where[2] == PACKET_OUTGOING, data, time.monotonic() - late
 
     def close(self):
         self.socket.close()
@@ -232,15 +242,15 @@ class Measurement:
                 data = self.near.recv(2000)
                 self.back.setdefault(struct.unpack("!Q", data[:8])[0], now)
         for node, cable in self.cables.items():
-            for outgoing, packet in cable.packets():
+            for outgoing, packet, at in cable.timed():
                 udp = udp_payload(packet)
                 if udp is None or udp[2][:4] != b"\4\0\0\0":
                     continue
                 if outgoing:
-                    self.gone[node].append(now)
+                    self.gone[node].append(at)
                 else:
-                    self.direct_at.setdefault(node, now)
-                    self.ways[node].append(now)
+                    self.direct_at.setdefault(node, at)
+                    self.ways[node].append(at)
 
     def over(self, now):
         if self.stop.is_set():
@@ -257,7 +267,7 @@ class Measurement:
             while not self.over(now):
                 if now >= due:
                     self._send(now)
-                    due = max(due + GAP, now)
+                    due = max(due + (FINE_GAP if now < self.begin + FINE else GAP), now)
                 select.select(sockets, [], [], max(0.0, due - time.monotonic()))
                 now = time.monotonic()
                 self._read(now)

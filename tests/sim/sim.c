@@ -2,7 +2,7 @@
  * seed. The header is the real one. `sim --help` lists what it does; a seed that fails prints
  * the command that repeats it and a script that was made as short as possible. */
 #define _GNU_SOURCE
-#include "sim_many.h"
+#include "sim_big.h"
 
 #include <sys/wait.h>
 
@@ -11,6 +11,7 @@
 typedef struct verdict {
     bool     failed, done;
     uint64_t hash, node_ms, sent, delivered, grams, polls, idle, directs, cuts, boots, spurious;
+    uint64_t tls;
     char     why[256];
 } verdict;
 
@@ -30,6 +31,7 @@ static void verdict_take(verdict *v)
     v->cuts      = W->cuts;
     v->boots     = W->boots;
     v->spurious  = W->spurious;
+    v->tls       = W->handshakes;
     for (i = 0; i < W->count; i++) v->polls += W->m[i].polls;
     memcpy(v->why, W->why, sizeof v->why);
 }
@@ -225,12 +227,15 @@ static int run_seeds(uint64_t first, uint64_t last, bool each)
         sum.directs += v.directs;
         sum.cuts += v.cuts;
         sum.spurious += v.spurious;
+        sum.tls += v.tls;
     }
     printf("%.1f node-hours; %llu packets sent, %llu delivered; %llu datagrams; direct %llu times; "
-           "%llu power cuts\n%llu polls, %llu for nothing, %llu unasked\nhash %016llx\n",
+           "%llu power cuts; "
+           "%llu TLS handshakes\n%llu polls, %llu for nothing, %llu unasked\nhash %016llx\n",
            (double)sum.node_ms / 3600000.0, (unsigned long long)sum.sent,
            (unsigned long long)sum.delivered, (unsigned long long)sum.grams,
            (unsigned long long)sum.directs, (unsigned long long)sum.cuts,
+           (unsigned long long)sum.tls,
            (unsigned long long)sum.polls, (unsigned long long)sum.idle,
            (unsigned long long)sum.spurious, (unsigned long long)hash);
     printf("%u passed, %u failed\n", passed, failed);
@@ -252,6 +257,7 @@ static const char help[] =
     "sim --seed N [--script FILE] [-v]      one of them, perhaps with another script\n"
     "sim --matrix [-v]                      every kind of NAT with every other\n"
     "sim --many N                           so many nodes in one process\n"
+    "sim --big                              a tailnet of ten thousand, memory for three\n"
     "In the environment: SIM_CELL=100*row+column and SIM_CHATTY=1 for one cell of the matrix,\n"
     "SIM_BRIEF=1 for no shortest scripts.\n";
 
@@ -259,13 +265,14 @@ int main(int argc, char **argv)
 {
     script   s = { NULL, 0, false };
     uint64_t first = 1, last = 0, seed = 0, many = 0;
-    bool     verbose = false, each = false, one = false, matrix = false;
+    bool     verbose = false, each = false, one = false, matrix = false, big = false;
     int      i;
     for (i = 1; i < argc; i++) {
         const char *next = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "-v") == 0) verbose = true;
         else if (strcmp(argv[i], "--each") == 0) each = true;
         else if (strcmp(argv[i], "--matrix") == 0) matrix = true;
+        else if (strcmp(argv[i], "--big") == 0) big = true;
         else if (strcmp(argv[i], "--seed") == 0) {
             one  = true;
             seed = strtoull(next, NULL, 10);
@@ -286,6 +293,7 @@ int main(int argc, char **argv)
             return 1;
         }
     }
+    if (big) return run_big(verbose);
     if (matrix) return run_matrix(verbose, getenv("SIM_CELL"));
     if (many != 0) return run_many((uint32_t)many, verbose);
     if (one) return run_one(seed, &s, verbose);

@@ -179,14 +179,22 @@ static void app_accept(machine *m, packet *p, uint32_t id, unsigned port)
     if (m->echoes < SIM_ECHOES) m->echo_id[m->echoes++] = id;
 }
 
-/* Called from inside ip_output: whatever is to be done waits for the end of the call. */
-static void app_packet(machine *m, const uint8_t *b, size_t len)
+static unsigned be32_at(const uint8_t *b, size_t at, size_t len)
+{
+    return at + 4 > len ? 0u : (unsigned)tn_get_u32be(b + at);
+}
+
+/* A packet has to be one that somebody sent. */
+static void app_mark(machine *m, const uint8_t *b, size_t len)
 {
     size_t   head = len != 0 && b[0] >> 4 == 6 ? 40u : 20u, i, size;
     unsigned port;
     uint32_t id;
     packet  *p;
     if (len < head + 8 + APP_HEAD || memcmp(b + head + 8, W->mark, SIM_MARK) != 0) {
+        say("%s: %u bytes: %08x %08x %08x %08x %08x %08x", m->name, (unsigned)len,
+            be32_at(b, 0, len), be32_at(b, 4, len), be32_at(b, 8, len),
+            be32_at(b, 12, len), be32_at(b, 16, len), be32_at(b, 20, len));
         wrong("%s gets a packet that nobody sent", m->name);
         return;
     }
@@ -201,6 +209,42 @@ static void app_packet(machine *m, const uint8_t *b, size_t len)
         return;
     }
     app_accept(m, p, id, port);
+}
+
+/* A packet of the hostile member in its own name: only where a rule lets it in. */
+static bool app_hostile(const machine *m, const uint8_t *b, size_t len)
+{
+    const machine *from = W->hostile == NOBODY ? NULL : &W->m[W->hostile];
+    uint8_t        six[16];
+    size_t         head = b[0] >> 4 == 6 ? 40u : 20u;
+    unsigned       port;
+    bool           own;
+    if (from == NULL || from->ip_count == 0 || len < head + 8) return false;
+    ip6_of(from->ips[0], six);
+    own = head == 40 ? memcmp(b + 8, six, 16) == 0 : tn_get_u32be(b + 12) == from->ips[0];
+    if (!own) return false;
+    if (len >= head + 8 + SIM_MARK && memcmp(b + head + 8, W->mark, SIM_MARK) == 0) return false;
+    ip6_of(m->ips[0], six);
+    if (head == 40 ? memcmp(b + 24, six, 16) != 0 : tn_get_u32be(b + 16) != m->ips[0])
+        wrong("%s gets a packet for somebody else", m->name);
+    port = (unsigned)(b[head + 2] << 8 | b[head + 3]);
+    if (!may_pass(from, m, port)) wrong("%s gets a packet for port %u, which no rule lets in",
+                                        m->name, port);
+    if (m->shields) wrong("%s gets a packet although its shields are up", m->name);
+    W->evil_in++;
+    return true;
+}
+
+/* Called from inside ip_output: whatever is to be done waits for the end of the call. */
+static void app_packet(machine *m, const uint8_t *b, size_t len)
+{
+    if (app_hostile(m, b, len)) return;
+    if (len > 60 && b[0] == 0x45 && tn_get_u32be(b + 12) == 0x64646464u) {
+        W->dns_answers++;                   /* an answer: its address is its end           */
+        W->dns_answer = tn_get_u32be(b + len - 4);
+        return;
+    }
+    app_mark(m, b, len);
 }
 
 /* Answers what came, now that the call is over. */

@@ -90,7 +90,7 @@ static void hash_number(uint64_t *hash, uint64_t number)
 typedef enum event_kind {
     EV_POLL, EV_SPURIOUS, EV_BOOT, EV_GRAM, EV_OPEN, EV_UP, EV_DOWN, EV_UP_END, EV_DOWN_END,
     EV_WRITABLE, EV_SERVER, EV_ACTION, EV_UNDO, EV_HEAL, EV_FLOW,
-    EV_ATTACK, EV_TALK, EV_DIRECT
+    EV_ATTACK, EV_EVIL, EV_TALK, EV_DIRECT
 } event_kind;
 
 typedef struct happening {

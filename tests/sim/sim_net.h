@@ -509,6 +509,15 @@ static void tell_gram(const machine *m, const gram *g)
         (const char *)text);
 }
 
+/* The hostile member listens. */
+static void overhear(const gram *g)
+{
+    gram **at = &W->tape[W->tape_count++ % SIM_TAPE];
+    free(*at);
+    *at = (gram *)need(1, sizeof *g + g->len);
+    memcpy(*at, g, sizeof *g + g->len);
+}
+
 /* The socket of a node; false: no such address can be reached from here. */
 static bool net_send(machine *m, const tailnet_addr *to, const void *data, uint32_t len)
 {
@@ -522,6 +531,7 @@ static bool net_send(machine *m, const tailnet_addr *to, const void *data, uint3
     g->to     = *to;
     g->sender = m->number;
     g->known  = m->known;
+    g->sent_ms = W->now_ms;
     g->level  = -1;
     fw_out(m, to);
     if (W->chatty) tell_gram(m, g);
@@ -537,6 +547,7 @@ static bool net_send(machine *m, const tailnet_addr *to, const void *data, uint3
         g->from.port   = SIM_PORT;
         memcpy(g->from.ip, m->ip6, 16);
     }
+    if (W->hostile != NOBODY) overhear(g);
     gram_travels(m, g);
     return true;
 }

@@ -7,7 +7,8 @@
 static void app_packet(machine *m, const uint8_t *b, size_t len);
 static void app_flush(machine *m);
 
-enum { MOST_CURVES = 12, MOST_IN_A_ROW = 100, MOST_IDLE = 3 };
+enum { MOST_CURVES = 12, MOST_IN_A_ROW = 100, MOST_IDLE = 3,
+       MOST_IN_SECOND = 60 };
 
 /* ---- clocks ---- */
 
@@ -70,9 +71,25 @@ static void check_attack(const machine *m, const tailnet_addr *to, uint32_t len)
     if (to->family != 4 || tn_get_u32be(to->ip) >> 8 != 0x060606u) return;
     W->attack_out[i] += len;
     W->forged_out += len;
+    /* Whom a member named in a call is pinged now and then for as long as it is talked to. */
+    if (W->call_ms[i] != 0 && W->attack_out[i] <= W->attack_in[i] + (W->now_ms - W->call_ms[i]) / 4)
+        return;
     if (W->attack_out[i] > W->attack_in[i])
         wrong("%s sends %u bytes to a forger who gave %u", m->name, (unsigned)W->attack_out[i],
               (unsigned)W->attack_in[i]);
+}
+
+/* Nobody sends to an address that no datagram of a tailnet belongs at. */
+static void check_address(const machine *m, const tailnet_addr *to)
+{
+    uint32_t ip = tn_get_u32be(to->ip);
+    bool     bad = to->port == 0;
+    if (to->port == 1900 && ip == 0xeffffffau) return;      /* who is the router? (UPnP)   */
+    if (to->family == 4)
+        bad = bad || ip >> 24 == 0 || ip >> 28 >= 14 || ip >> 22 == 0x191;
+    else
+        bad = bad || to->ip[0] == 0xff || tn_is_zero(to->ip, 16);
+    if (bad) wrong("%s sends to %08x port %u", m->name, (unsigned)ip, to->port);
 }
 
 static int io_udp(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t count)
@@ -94,6 +111,7 @@ static int io_udp(void *user, const tailnet_addr *to, tailnet_buf *pkts, size_t 
         if (m->desc.prefs.relay_only || m->relay_only)
             wrong("%s sends UDP although relay_only", m->name);
         check_attack(m, to, pkts[i].len);
+        check_address(m, to);
         if (!net_send(m, to, b, pkts[i].len)) fine = false;
     }
     return fine ? 0 : -1;
@@ -188,6 +206,40 @@ static void node_touch(machine *m)
     node_wake(m, W->now_ms + (m->lag_ms == 0 ? 0 : rnd_below(&W->rnd, m->lag_ms + 1)));
 }
 
+/* Is that datagram meant for this node, and for no other? */
+static bool gram_is_for(const machine *m, const gram *g)
+{
+    uint8_t       b[2048], key[32], *plain;
+    size_t        len;
+    tailnet_node *n = m->n;
+    if (g->len > sizeof b) return false;
+    memcpy(b, g->data, g->len);
+    if (tn_disco_is(b, g->len))
+        return g->len >= 38 && tn_cr_box_key(key, n->disco_private, b + 6) &&
+               tn_disco_open(key, b, g->len, &plain, &len);
+    switch (tn_wg_classify(b, g->len)) {
+    case TN_WG_OTHER:      return false;
+    case TN_WG_INITIATION: return tn_wg_check_mac1(&n->wg, b, g->len);
+    default:               break;
+    }
+    return tn_node_by_index(n, tn_wg_receiver(b, g->len)) != NULL;
+}
+
+/* Did its sender know at that time that this node is no longer in the tailnet? */
+static void check_sent(const machine *m, const gram *g)
+{
+    const machine *from;
+    uint64_t       bit = (uint64_t)1 << m->number % SIM_MASKED;
+    if (g->sender == NOBODY || W->count > SIM_MASKED) return;
+    from = &W->m[g->sender];
+    if ((g->known & bit) != 0 || (from->known & bit) != 0 || from == m) return;
+    if (from->lost_ms[m->number] == 0 || from->lost_ms[m->number] >= g->sent_ms) return;
+    if (gram_is_for(m, g))
+        wrong("%s has sent to %s at %lu ms, %lu ms after it left", from->name, m->name,
+              (unsigned long)g->sent_ms,
+              (unsigned long)(g->sent_ms - from->lost_ms[m->number]));
+}
+
 static void node_datagram(machine *m, gram *g)
 {
     tailnet_buf  b;
@@ -196,6 +248,7 @@ static void node_datagram(machine *m, gram *g)
         gram_lost(g);
         return;
     }
+    check_sent(m, g);
     memset(&b, 0, sizeof b);
     b.base = g->data;
     b.cap  = g->len;
@@ -288,7 +341,8 @@ static void check_removed(machine *m)
 static void note_server(machine *m)
 {
     size_t i;
-    if (m->clock == W->h->clock || W->count > SIM_MASKED || m->touched) return;
+    if (m->clock == W->h->clock && m->region_clock == W->region_clock) return;
+    if (W->count > SIM_MASKED || m->touched) return;
     for (i = 0; i < W->h->conn_count; i++) {
         conn    *c = &W->h->conns[i];
         wire    *w;
@@ -299,6 +353,7 @@ static void note_server(machine *m)
         if (w->node != m->number || w->boot != m->boots || s->stream == 0 || s->left != 0 ||
             s->first || s->policy_seen < W->h->policy_clock || w->down.bytes != 0)
             continue;
+        if (!c->gone && !w->reset) m->region_clock = W->region_clock;
         m->policy = (uint32_t)W->policy_count - 1;
         if (s->checked != W->h->clock) continue;
         m->clock = W->h->clock;
@@ -321,6 +376,11 @@ static void node_turned(machine *m, bool spurious, unsigned curves, uint64_t out
                         uint32_t events)
 {
     bool idle = curves == 0 && outputs == m->outputs && events == 0;
+    if (m->second != W->now_ms / 1000) m->curves = 0;
+    m->second = W->now_ms / 1000;
+    m->curves += curves;
+    if (W->hostile != NOBODY && m->curves > MOST_IN_SECOND)
+        wrong("%s: %u X25519 in one second", m->name, (unsigned)m->curves);
     if (curves > MOST_CURVES) wrong("%s: %u X25519 in one poll", m->name, curves);
     if (spurious && !idle)
         wrong("%s: a poll at %lu did something (%s, events %x, %u curves), its deadline was "
@@ -346,7 +406,9 @@ static void node_poll(machine *m, bool spurious)
     (void)node_enter(m);
     m->unasked = spurious;
     m->did = "nothing";
+    node_clock(false);
     events = tailnet_poll(m->n);
+    node_clock(true);
     m->inside = m->unasked = false;
     m->polls++;
     m->events |= events;

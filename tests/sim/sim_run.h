@@ -2,7 +2,7 @@
 #ifndef SIM_RUN_H
 #define SIM_RUN_H
 
-#include "sim_script.h"
+#include "sim_hostile.h"
 
 enum { TALK_MS = 90000, STALE_MS = 620000, DIRECT_MS = 30000, MOST_NODES = 1100 };
 
@@ -27,7 +27,18 @@ static void undo(const action *x)
     } else if (strcmp(x->what, "control") == 0) {
         W->control_down = false;
     } else if (strcmp(x->what, "region") == 0) {
-        W->region_down[x->a % SIM_REGIONS] = false;
+        W->region_down[x->a % SIM_REGIONS] = W->region_gone[x->a % SIM_REGIONS];
+    } else if (strcmp(x->what, "slow") == 0) {
+        set_slow(m, x->b, false);
+    } else if (strcmp(x->what, "home") == 0) {
+        m->home = 0;
+        set_prefs(m);
+    } else if (strcmp(x->what, "far") == 0) {
+        W->region_place[x->a % SIM_REGIONS] -= (uint32_t)x->more;
+    } else if (strcmp(x->what, "gone") == 0) {
+        set_region(x->a % W->regions, false);
+    } else if (strcmp(x->what, "cert") == 0) {
+        W->bad_cert = false;
     } else if (strcmp(x->what, "down") == 0) {
         set_wanted(m, true);
     } else if (strcmp(x->what, "shields") == 0) {
@@ -125,7 +136,17 @@ static void act(uint32_t index)
         W->region_down[x->a % SIM_REGIONS] = true;
         server_drops((int)(x->a % SIM_REGIONS), false);
     } else if (strcmp(w, "restart") == 0) server_drops(-1, false);
-    else if (strcmp(w, "policy") == 0) set_policy(x->a);
+    else if (strcmp(w, "evil") == 0) plan(W->now_ms, EV_EVIL, index, (uint32_t)x->value, NULL);
+    else if (strcmp(w, "slow") == 0) set_slow(m, x->b, true);
+    else if (strcmp(w, "home") == 0) {
+        m->home = (uint16_t)x->b;
+        set_prefs(m);
+    } else if (strcmp(w, "far") == 0) W->region_place[x->a % SIM_REGIONS] += (uint32_t)x->more;
+    else if (strcmp(w, "gone") == 0) set_region(x->a % W->regions, true);
+    else if (strcmp(w, "cert") == 0) {
+        W->bad_cert = true;
+        server_drops(-1, false);
+    } else if (strcmp(w, "policy") == 0) set_policy(x->a);
     else if (strcmp(w, "remove") == 0) do_admin(m, true);
     else if (strcmp(w, "expire") == 0) do_admin(m, false);
     else if (strcmp(w, "login") == 0) do_login(m);
@@ -151,16 +172,19 @@ static void heal(void)
     flow_plan f;
     say("-- all is well");
     W->healed = true;
-    for (i = 0; i < SIM_REGIONS; i++) W->region_down[i] = false;
-    W->control_down = false;
+    for (i = 0; i < SIM_REGIONS; i++) W->region_down[i] = W->region_gone[i];
+    W->control_down = W->bad_cert = false;
     set_policy(0);
     for (i = 0; i < W->count; i++) {
         machine *m = &W->m[i];
-        bool     was = m->shields || m->relay_only;
+        bool     was = m->shields || m->relay_only || m->home != 0;
         m->link_down = m->no_udp = false;
         m->shields = m->relay_only = false;
         m->cut_after = 0;
+        m->home      = 0;
         m->wanted    = true;
+        set_slow(m, 0, false);
+        set_slow(m, 1, false);
         node_boot(m, 0);
         if (was) set_prefs(m);
         set_wanted(m, true);
@@ -258,9 +282,26 @@ static bool is_scarce(const machine *a, const machine *b)
            (a->desc.max_links < 1 + W->regions || b->desc.max_links < 1 + W->regions);
 }
 
+/* Nothing but hostility happened: no honest packet may have been lost, but the first ones. */
+static void check_calm(void)
+{
+    size_t   i;
+    uint32_t lost = 0, all = 0;
+    for (i = 0; i < W->packet_count && W->calm; i++) {
+        const packet *p = &W->packets[i];
+        if (p->at_ms < 20000 || p->at_ms > W->heal_ms - 1000) continue;
+        if (p->from == W->hostile || p->to == W->hostile) continue;
+        all++;
+        lost += !p->got;
+    }
+    if (all > 200 && lost > all / 20)
+        wrong("a hostile member makes others lose %u of %u packets", lost, all);
+}
+
 static void check_talk(void)
 {
     uint32_t i, k;
+    check_calm();
     for (i = 0; i < W->count; i++)
         for (k = 0; k < W->count; k++) {
             if (i == k || talked(i, k, W->now_ms - 15000, false)) continue;
@@ -324,6 +365,7 @@ static void happen(const happening *e)
     case EV_UNDO:    if (!W->healed) undo(&W->actions[e->a]); return;
     case EV_HEAL:    heal(); return;
     case EV_FLOW:    flow_step(e->a); return;
+    case EV_EVIL:    evil_step(e->a, e->b); return;
     case EV_ATTACK:  attack_step(e->a, e->b); return;
     case EV_TALK:    check_talk(); return;
     case EV_DIRECT:  check_direct(); return;
@@ -374,7 +416,9 @@ static world *world_make(uint64_t seed, uint32_t room)
     W->m      = (machine *)need(room, sizeof(machine));
     W->box    = (router *)need(room + 4, sizeof(router));
     W->regions = 1;
+    W->hostile = NOBODY;
     W->server_next_ms = NEVER;
+    certs_load();
     rnd_fill(&W->rnd, W->mark, SIM_MARK);
     for (i = 0; i < SIM_MARK; i++) W->mark[i] |= 0x80;   /* in no text */
     return W;
@@ -399,6 +443,7 @@ static void world_end(void)
         pipe_clear(&W->wires[i]->down);
         free(W->wires[i]);
     }
+    for (i = 0; i < SIM_TAPE; i++) free(W->tape[i]);
     if (W->h != NULL) server_end();
     free(W->stun_now);
     free(W->wires);

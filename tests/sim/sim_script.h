@@ -17,11 +17,21 @@
  *     roam     A moves to router B; VALUE 1: the node is told at once
  *     attack   VALUE datagrams of forgers for A    down     tailnet_down for VALUE ms
  *     shields  of A go up for VALUE ms             ping     A pings B, kind VALUE
- *     relay    A uses relays only for VALUE ms */
+ *     relay    A uses relays only for VALUE ms
+ *     evil     A, a hostile member, does VALUE things of kind MORE to B (sim_hostile.h)
+ *     slow     A reads nothing of its relays for VALUE ms; B 1: they read nothing of it
+ *     home     A wants to be at home in region B for VALUE ms, 0: in the nearest
+ *     far      relay A is MORE ms farther away for VALUE ms
+ *     gone     region A is in no map for VALUE ms, or for good
+ *     cert     the server restarts, and shows a forged certificate for VALUE ms */
 #ifndef SIM_SCRIPT_H
 #define SIM_SCRIPT_H
 
 #include "sim_app.h"
+
+#define GOOD_MS (UINT64_C(1) << 40)         /* as good as for ever                         */
+
+enum { TLS_WORLDS = 80, HOSTILE_WORLDS = 150 };    /* in a thousand                       */
 
 #define JUMP_ZERO (UINT64_C(1) << 40)
 
@@ -29,7 +39,8 @@
 
 static void server_make(void)
 {
-    static const char *const names[SIM_REGIONS] = { "relay0.sim", "relay1.sim", "relay2.sim" };
+    static const char *const names[SIM_REGIONS] = { "relay0.wild.example", "relay1.wild.example",
+                                                    "relay2.wild.example" };
     static const char *const ip4[SIM_REGIONS] = { "203.0.113.20", "203.0.113.21",
                                                   "203.0.113.22" };
     static const char *const ip6[SIM_REGIONS] = { "2001:db8:ff00::14", "2001:db8:ff00::15",
@@ -41,7 +52,7 @@ static void server_make(void)
     h->opt.ephemeral_s = 30;
     h->opt.keepalive_s = 50;
     h->opt.domain      = "tail.sim";
-    h->opt.url         = "https://control.sim";
+    h->opt.url         = "https://" SIM_CONTROL;
     h->opt.open_login  = true;
     h->opt.plain_relay = true;
     h->opt.verbose     = false;
@@ -64,6 +75,9 @@ static void server_make(void)
     load_state(h);
     (void)add_rule(h, "*>*:*");
     policy_note();
+    h->secret    = *br_skey_decoder_get_ec(&certs.skey);
+    h->opt.peers = W->peers;
+    set_up_peers(h);
     server_wake(W->now_ms);
 }
 
@@ -121,7 +135,7 @@ static machine *machine_make(int box)
     d->io.tcp_output = io_output;
     d->io.tcp_close  = io_close;
     d->io.log        = io_log;
-    d->control_url   = "http://control.sim";
+    d->control_url   = "http://" SIM_CONTROL;
     d->auth_key      = "key";
     d->tls_by_caller = true;
     d->max_links     = (uint8_t)(1 + W->regions);
@@ -174,7 +188,7 @@ static void random_line(uint64_t *r, machine *m)
     m->host_fw   = rnd_chance(r, 100);
     m->only_443  = rnd_chance(r, 50);
     if (rnd_chance(r, 150)) m->desc.max_links = (uint8_t)(2 + rnd_below(r, 2));
-    if (m->only_443) m->desc.control_url = "https://control.sim";
+    if (m->only_443) m->desc.control_url = "https://" SIM_CONTROL;
     if (rnd_chance(r, 50)) m->desc.prefs.relay_only = true;
     if (rnd_chance(r, 250)) {
         m->has6 = true;
@@ -183,6 +197,17 @@ static void random_line(uint64_t *r, machine *m)
         m->ip6[7]  = (uint8_t)m->number;
         m->ip6[15] = 1;
     }
+}
+
+/* A node that does TLS itself, to its relays and to control. */
+static void own_tls(uint64_t *r, machine *m)
+{
+    m->desc.tls_by_caller      = false;
+    m->desc.trust_anchors      = &certs.anchor;
+    m->desc.trust_anchor_count = 1;
+    m->desc.max_tls            = m->desc.max_links;
+    m->desc.control_tls        = rnd_chance(r, 500) || m->only_443;
+    if (m->desc.control_tls || rnd_chance(r, 700)) m->desc.control_url = "https://" SIM_CONTROL;
 }
 
 /* Two to six nodes, some at home, some behind the same router, some behind a carrier's. */
@@ -204,6 +229,12 @@ static void random_places(uint64_t *r)
         }
         random_line(r, machine_make(box));
     }
+    if (n > 2 && rnd_chance(r, HOSTILE_WORLDS)) W->hostile = n - 1;
+    W->calm = W->hostile != NOBODY && rnd_chance(r, 300);
+    for (i = 0; i < n && W->calm; i++) W->m[i].loss = W->m[i].twice = W->m[i].late = 0;
+    W->tls = rnd_chance(r, TLS_WORLDS);
+    for (i = 0; i < n && W->tls; i++)
+        if (rnd_chance(r, 700)) own_tls(r, &W->m[i]);
 }
 
 /* ---- scripts ---- */
@@ -258,11 +289,34 @@ static void random_fault(uint64_t *r, uint64_t at)
     else             action_add(at, "ping", n, o, rnd_below(r, 2), 0);
 }
 
+/* Relays: slow readers, homes that move, regions that come and go. */
+static void random_relay_fault(uint64_t *r, uint64_t at)
+{
+    uint32_t n = rnd_below(r, W->count), region = rnd_below(r, W->regions), k = rnd_below(r, 100);
+    uint64_t for_ms = 1000 + rnd_below(r, 90000);
+    if (k < 30) action_add(at, "slow", n, rnd_below(r, 2), for_ms, 0);
+    else if (k < 60) action_add(at, "home", n, REGION + region, for_ms, 0);
+    else if (k < 80) action_add(at, "far", region, 0, for_ms, 50 + rnd_below(r, 200));
+    else action_add(at, "gone", region, 0, rnd_chance(r, 600) ? for_ms : GOOD_MS, 0);
+}
+
+static void random_evil(uint64_t *r, uint64_t length)
+{
+    uint32_t i;
+    for (i = 3 + rnd_below(r, 8); i != 0; i--) {
+        uint64_t at = 2000 + rnd_next(r) % length, kind = rnd_below(r, 7);
+        uint32_t to = rnd_below(r, W->hostile);
+        action_add(at, "evil", W->hostile, to, 20 + rnd_below(r, 60), kind);
+    }
+}
+
 static void random_script(uint64_t *r)
 {
     uint64_t length = rnd_chance(r, 80) ? 1800000 + rnd_below(r, 7200000u)
                                         : 60000 + rnd_below(r, 360000);
     uint32_t flows = 1 + rnd_below(r, 2 * W->count), faults = rnd_below(r, 14), i;
+    if (W->calm) length = 60000 + rnd_below(r, 200000);
+    if (W->calm) faults = 0;
     W->heal_ms = 20000 + length;
     for (i = 0; i < flows; i++) {
         uint32_t a = rnd_below(r, W->count), b = rnd_below(r, W->count - 1);
@@ -274,6 +328,13 @@ static void random_script(uint64_t *r)
         action_add(at, "flow", a, b, for_ms, flow_of(every, size, port, rnd_chance(r, 200)));
     }
     for (i = 0; i < faults; i++) random_fault(r, 2000 + rnd_next(r) % length);
+    if (W->hostile != NOBODY) random_evil(r, length);
+    if (W->calm) return;
+    for (i = rnd_below(r, 3); i != 0; i--) random_relay_fault(r, 2000 + rnd_next(r) % length);
+    if (W->tls && rnd_chance(r, 500)) {
+        uint64_t at = 2000 + rnd_next(r) % length;
+        action_add(at, "cert", 0, 0, 1000 + rnd_below(r, 30000), 0);
+    }
 }
 
 /* ---- actions ---- */
@@ -313,6 +374,7 @@ static void set_prefs(machine *m)
     tailnet_prefs p = m->desc.prefs;
     p.shields_up = m->shields;
     p.relay_only = p.relay_only || m->relay_only;
+    p.home_region = m->home;
     if (!node_enter(m)) return;
     if (tailnet_set_prefs(m->n, &p) != TAILNET_OK) wrong("set_prefs is refused");
     node_leave(m);
@@ -324,6 +386,33 @@ static void set_wanted(machine *m, bool up)
     if (!node_enter(m)) return;
     (void)(up ? tailnet_up(m->n) : tailnet_down(m->n));
     node_leave(m);
+}
+
+/* A region goes out of the map, or comes back: whoever has a map reads a new one. */
+static void set_region(unsigned i, bool gone)
+{
+    unsigned k, left = 0;
+    for (k = 0; k < W->regions; k++) left += !W->region_gone[k];
+    if (W->region_gone[i] == gone || (gone && left == 1)) return;
+    W->region_gone[i]         = gone;
+    W->region_down[i]         = gone;
+    W->h->regions[i].hidden   = gone;
+    W->region_clock++;
+    server_drops((int)i, false);
+    server_drops(0, true);
+}
+
+static void set_slow(machine *m, uint32_t way, bool on)
+{
+    unsigned i;
+    if (way == 0) m->slow = on;
+    else          m->mute = on;
+    for (i = 0; i < SIM_LINKS && !on; i++) {
+        wire *c = m->wires[i];
+        if (c == NULL || !c->open) continue;
+        plan(W->now_ms, EV_DOWN, m->wire_ids[i], c->number, NULL);
+        plan(W->now_ms, EV_WRITABLE, m->wire_ids[i], c->number, NULL);
+    }
 }
 
 static void roam(machine *m, uint32_t box, bool know)

@@ -10,6 +10,14 @@ static void node_check(machine *m);
 static bool node_enter(machine *m);
 static void node_leave(machine *m);
 
+/* Long maps are timed; nothing in the world depends on it. */
+static void node_clock(bool end)
+{
+    if (W->peers == 0) return;
+    if (end) W->node_clock += clock();
+    else     W->node_clock -= clock();
+}
+
 enum { STALL_RESET_MS = 60000, RETRY_MS = 700 };
 
 /* ---- the server's clock and turn ---- */
@@ -32,10 +40,22 @@ static ssize_t sim_getrandom(void *dst, size_t len)
 /* The server will have a turn at that time. */
 static void server_wake(uint64_t at_ms)
 {
-    if (W->count > SIM_MASKED) at_ms = (at_ms / 20 + 1) * 20;   /* a crowd: by batches     */
+    if (W->count > SIM_MASKED) at_ms = (at_ms / 200 + 1) * 200; /* a crowd: by batches     */
     if (at_ms >= W->server_next_ms) return;
     W->server_next_ms = at_ms;
     plan(at_ms, EV_SERVER, 0, 0, NULL);
+}
+
+/* Who sees a forged certificate says nothing at all. */
+static void check_certs(void)
+{
+    size_t i;
+    for (i = 0; i < W->h->conn_count && W->tls; i++) {
+        const conn *c = &W->h->conns[i];
+        if (c->stage == AT_FREE || !c->tls) continue;
+        if (W->wires[c->fd]->bad_cert && c->stage != AT_HTTP)
+            wrong("%s believes a forged certificate", W->m[W->wires[c->fd]->node].name);
+    }
 }
 
 static void server_turn(void)
@@ -47,6 +67,7 @@ static void server_turn(void)
     do work(W->h);
     while (W->h->again && rounds-- != 0);
     if (rounds < 0) wrong("the server spins");
+    check_certs();
     W->h->dirty = false;
     server_wake(W->now_ms + 1000);
 }
@@ -255,6 +276,13 @@ static bool pipe_stalls(wire *c, pipe_ *p)
     return W->now_ms - p->stalled_ms < STALL_RESET_MS && !c->reset;
 }
 
+/* Would the server have sent more, had there been room? */
+static bool server_has_more(const conn *s)
+{
+    return s->to != s->from ||
+           (s->tls && (br_ssl_engine_current_state(&s->b->tls.eng) & BR_SSL_SENDREC) != 0);
+}
+
 /* The server learns that the connection is no more. */
 static void server_resets(uint32_t id, wire *c)
 {
@@ -301,6 +329,7 @@ static void wire_deliver(wire *c)
     uint8_t  b[4096];
     size_t   n, took, room = 0;
     uint8_t *dst;
+    if (m->slow && !c->control) return;
     while (c->down.ready != 0 && !c->blocked && !c->client_gone && m->n != NULL && c->open) {
         const piece *q = c->down.first;
         n = q->len - q->at;
@@ -308,6 +337,7 @@ static void wire_deliver(wire *c)
         if (n > sizeof b) n = sizeof b;
         memcpy(b, q->bytes + q->at, n);
         if (!node_enter(m)) return;
+        node_clock(false);
         if (rnd_chance(&W->rnd, 500)) {
             took = tailnet_tcp_input(m->n, c->link, b, n);
         } else {
@@ -317,7 +347,9 @@ static void wire_deliver(wire *c)
             if (took != 0 && tailnet_tcp_commit(m->n, c->link, took) != TAILNET_OK)
                 wrong("tcp_commit is refused");
         }
+        node_clock(true);
         if (took > n) wrong("tcp_input takes more than there is");
+        W->down_bytes += took;
         (void)pipe_take(&c->down, NULL, took);
         if (took == 0) c->blocked = true;
         node_leave(m);
@@ -342,7 +374,7 @@ static void wire_down(uint32_t id, wire *c, uint32_t len)
     c->down.ready += len;
     wire_deliver(c);
     s = server_conn(id);
-    if (s != NULL && s->to != s->from) server_wake(W->now_ms + 1);
+    if (s != NULL && server_has_more(s)) server_wake(W->now_ms + 1);
 }
 
 static void wire_ends(uint32_t id, wire *c, bool up)
@@ -389,7 +421,12 @@ static void wire_opens(uint32_t id, wire *c)
     c->open = c->accepted = true;
     W->accepting = (int)id;
     read_clocks(W->h);
-    conn_begin(W->h, 0, false, c->region);
+    c->bad_cert   = W->bad_cert;
+    W->h->chain_len = c->bad_cert ? 1 : 2;
+    memcpy(W->h->chain, c->bad_cert ? certs.bad : certs.chain,
+           W->h->chain_len * sizeof certs.chain[0]);
+    W->handshakes += c->inner;
+    conn_begin(W->h, 0, c->inner, c->region);
     s = server_conn(id);
     if (s == NULL) {
         c->server_gone = true;
@@ -426,7 +463,7 @@ static int net_open(machine *m, tailnet_link link, const tailnet_dial *dial)
     unsigned slot = TAILNET_LINK_SLOT(link), i;
     uint32_t id;
     wire    *c;
-    bool     ctl = strcmp(dial->host, "control.sim") == 0;
+    bool     ctl = strcmp(dial->host, SIM_CONTROL) == 0;
     if (slot >= SIM_LINKS || m->wires[slot] != NULL) {
         wrong("%s: tcp_open of a slot in use", m->name);
         return -1;
@@ -438,6 +475,8 @@ static int net_open(machine *m, tailnet_link link, const tailnet_dial *dial)
         wrong("%s dials %s", m->name, dial->host);
         return -1;
     }
+    if (!ctl && W->region_gone[i] && m->region_clock == W->region_clock)
+        wrong("%s dials %s, which is in no map", m->name, dial->host);
     c          = wire_new(&id);
     c->node    = m->number;
     c->boot    = m->boots;
@@ -445,11 +484,31 @@ static int net_open(machine *m, tailnet_link link, const tailnet_dial *dial)
     c->region  = i;
     c->control = ctl;
     c->tls     = dial->port == 443;
+    c->inner   = c->tls && !dial->tls;
     m->wires[slot]    = c;
     m->wire_ids[slot] = id;
     say("%s: dials %s, link %x", m->name, dial->host, (unsigned)link);
     plan(W->now_ms + 2 * line_ms(m, W->region_place[i]), EV_OPEN, id, c->number, NULL);
     return 0;
+}
+
+/* The key of a peer that has left stands in no frame for a relay, unless it waited in a queue. */
+static void check_relayed(const machine *m, const wire *c, const uint8_t *b, size_t len)
+{
+    uint32_t i;
+    for (i = 0; i < W->count && W->count <= SIM_MASKED && !c->control && !c->inner; i++) {
+        const machine *to = &W->m[i];
+        const uint8_t *at = b, *end = b + len;
+        if ((m->known >> i & 1) != 0 || m->lost_ms[i] == 0 || tn_is_zero(to->key, 32)) continue;
+        if (W->now_ms - m->lost_ms[i] <= 1000 || W->now_ms - c->short_ms <= 1000) continue;
+        while ((size_t)(end - at) >= 32 &&
+               (at = (const uint8_t *)memchr(at, to->key[0], (size_t)(end - at) - 31)) != NULL) {
+            if (memcmp(at, to->key, 32) == 0)
+                wrong("%s sends to %s by relay, %lu ms after it left", m->name, to->name,
+                      (unsigned long)(W->now_ms - m->lost_ms[i]));
+            at++;
+        }
+    }
 }
 
 static int32_t net_output(machine *m, tailnet_link link, const void *data, size_t size)
@@ -463,11 +522,13 @@ static int32_t net_output(machine *m, tailnet_link link, const void *data, size_
     if (c->down.ended || c->told) return -1;
     if (c->up.bytes + n > SIM_WINDOW) n = SIM_WINDOW - c->up.bytes;
     if (n != 0 && rnd_chance(&W->rnd, 80)) n = rnd_below(&W->rnd, n + 1);
+    if (m->mute && !c->control) n = 0;
     id = m->wire_ids[TAILNET_LINK_SLOT(link)];
     if (c->cut_short) m->outputs--;         /* offered again too early: that is harmless   */
     if (n < size) {
         c->cut_short = true;
-        if (c->up.bytes + n < SIM_WINDOW / 2)
+        c->short_ms  = W->now_ms;
+        if (c->up.bytes + n < SIM_WINDOW / 2 && !(m->mute && !c->control))
             plan(W->now_ms + 1 + rnd_below(&W->rnd, 5), EV_WRITABLE, id, c->number, NULL);
         else
             c->thirsty = true;
@@ -476,6 +537,7 @@ static int32_t net_output(machine *m, tailnet_link link, const void *data, size_
     if (!W->marks_off && stream_has_mark(&c->up, (const uint8_t *)data, n))
         wrong("%s: plaintext in a stream", m->name);
     hash_bytes(&W->hash, data, n);
+    check_relayed(m, c, (const uint8_t *)data, n);
     pipe_put(&c->up, data, n);
     pipe_plan(c, id, &c->up, n, EV_UP);
     return (int32_t)n;

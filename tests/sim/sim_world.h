@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "sim_base.h"
+#include "sim_tls.h"
 
 /* Every X25519 is counted: a poll may do those of one message. */
 static unsigned sim_curves;
@@ -46,9 +47,11 @@ static ssize_t sim_sendto(const void *src, size_t len, const struct sockaddr *to
 #define getrandom(dst, len, flags)             sim_getrandom(dst, len)
 #define recvfrom(fd, dst, cap, flags, a, n)    sim_recvfrom(dst, cap, a, n)
 #define sendto(fd, src, len, flags, a, n)      sim_sendto(src, len, a)
+#define br_ssl_server_reset(context)           sim_server_reset(context)
 #define main                                   selfhost_main
 #include "examples/selfhost.c"
 #undef main
+#undef br_ssl_server_reset
 #undef recv
 #undef send
 #undef accept
@@ -72,7 +75,8 @@ enum {
     SIM_REMOTES  = 24,                      /* of a mapping                                */
     SIM_FLOWS    = 64,                      /* that a firewall remembers                   */
     SIM_MASKED   = 64,                      /* nodes whose knowledge of each other counts  */
-    SIM_ECHOES   = 32
+    SIM_ECHOES   = 32,
+    SIM_TAPE     = 64                       /* datagrams that a hostile member overheard   */
 };
 
 #define SIM_WALL_MS UINT64_C(1800000000000) /* when the world is 0 ms old: January 2027    */
@@ -132,9 +136,12 @@ typedef struct wire {
     bool         cut_short;                 /* the last output took less than was offered  */
     bool         dead;                      /* nothing gets through any more, in silence   */
     uint32_t     node, boot, number;        /* number: of use, against late events         */
+    uint64_t     short_ms;                  /* when an output was cut short the last time  */
     tailnet_link link;
     unsigned     region;                    /* of the server                               */
-    bool         control, tls;
+    bool         control, tls;              /* tls: at port 443                            */
+    bool         inner;                     /* the header does TLS itself                  */
+    bool         bad_cert;                  /* the server shows a forged certificate       */
     pipe_        up, down;
 } wire;
 
@@ -145,7 +152,7 @@ typedef struct gram {
     tailnet_addr from, to;
     uint32_t     len;
     uint32_t     sender;                    /* a node, or NOBODY                           */
-    uint64_t     known;                     /* nodes in the sender's directory             */
+    uint64_t     known, sent_ms;            /* nodes in the sender's directory, then       */
     uint32_t     path_mtu;
     bool         forged;
     uint8_t      data[];
@@ -181,6 +188,8 @@ typedef struct machine {
     bool          has6, host_fw, router_fw6, only_443;
     uint32_t      lat_ms, jitter_ms, place_ms, loss, twice, late, mtu;  /* permille        */
     bool          link_down, no_udp;
+    bool          slow, mute;               /* reads nothing from relays; they nothing of it */
+    uint16_t      home;                     /* the region that a person chose, or 0        */
     flow_seen     fw[SIM_FLOWS];
     unsigned      fw_next;
     /* its clocks */
@@ -196,6 +205,8 @@ typedef struct machine {
     bool          touched, inside, unasked; /* unasked: in a poll that was not due         */
     int           last_result;              /* of tailnet_ip_input                         */
     uint64_t      outputs;                  /* of all kinds                                */
+    uint64_t      second;                   /* in which so many curves                     */
+    uint32_t      curves;
     const char   *did;                      /* the last of them                            */
     uint64_t      random_seed;
     uint32_t      events;
@@ -213,6 +224,7 @@ typedef struct machine {
     uint32_t      clock;                    /* of the server, up to which it has heard     */
     bool          forwarded;                /* its router forwards its port                */
     uint64_t      lost_ms[SIM_MASKED];      /* when a node left it                         */
+    uint32_t      region_clock;             /* of the world, up to which it has heard      */
     uint32_t      policy;                   /* index of the policy it is sure to have      */
     bool          wanted, removed;          /* wanted: the script has it up                */
     bool          stale;                    /* came back with an old state                 */
@@ -245,10 +257,14 @@ typedef struct world {
     uint64_t    seed, rnd, now_ms, hash;
     event_heap  heap;
     bool        verbose, chatty, failed, healed, marks_off;
+    bool        bad_cert;                   /* the server shows a forged certificate       */
+    bool        tls;                        /* some nodes do TLS themselves                */
+    uint32_t    peers;                      /* made-up ones, in every map                  */
     char        why[256];
     host       *h;
     uint64_t    server_next_ms;
-    bool        control_down, region_down[SIM_REGIONS];
+    bool        control_down, region_down[SIM_REGIONS], region_gone[SIM_REGIONS];
+    uint32_t    region_clock;               /* how often regions came or went              */
     int64_t     server_skew_ms;
     machine    *m;
     uint32_t    count;
@@ -275,12 +291,24 @@ typedef struct world {
     machine    *cut;
     gram       *in_hand;
     uint32_t    attack_in[256], attack_out[256], attack_next;
+    uint32_t    hostile;                    /* a member, or NOBODY                         */
+    bool        calm;                       /* nothing happens but what it does            */
+    uint64_t    call_ms[256];               /* when it called for pings to that forger     */
+    gram       *tape[SIM_TAPE];
+    uint32_t    tape_count;
     /* figures */
     uint64_t    node_ms, grams, gram_lost, delivered, sent, forged_in, forged_out, spurious;
+    uint64_t    evil_in;                    /* packets of the hostile member that came in  */
+    uint64_t    handshakes;                 /* of TLS                                      */
     uint64_t    steps, cuts, directs, boots, idle;
+    uint64_t    down_bytes;                 /* that nodes took from their connections      */
+    clock_t     node_clock;                 /* processor time of nodes, with made-up peers */
+    uint32_t    dns_answers, dns_answer;
 } world;
 
 static world *W;
+
+static void rnd_seed(void *dst, size_t len) { rnd_fill(&W->rnd, dst, len); }
 
 /* The first thing that is wrong ends the run. */
 static void wrong(const char *format, ...)
@@ -313,11 +341,20 @@ static void plan(uint64_t at_ms, event_kind kind, uint32_t a, uint32_t b, void *
 
 static void sim_x25519(unsigned char *out, const unsigned char *scalar, const unsigned char *point)
 {
-    uint8_t g[32];                          /* out may be the scalar                       */
-    memcpy(g, point, 32);
-    (void)br_ec_c25519_m31.mul(g, 32, scalar, 32, BR_EC_curve25519);
-    memcpy(out, g, 32);
+    /* What was done before, for the keys that last: this is half of the simulator's time. */
+    static struct { uint8_t in[64], out[32]; } known[1024];
+    uint8_t  in[64];                        /* out may be the scalar                       */
+    uint32_t at;
+    memcpy(in, scalar, 32);
+    memcpy(in + 32, point, 32);
+    at = (tn_get_u32be(in) ^ tn_get_u32be(in + 32)) & 1023u;
     sim_curves++;
+    if (memcmp(known[at].in, in, 64) != 0) {
+        memcpy(known[at].in, in, 64);
+        memcpy(known[at].out, point, 32);
+        (void)br_ec_c25519_m31.mul(known[at].out, 32, in, 32, BR_EC_curve25519);
+    }
+    memcpy(out, known[at].out, 32);
 }
 
 /* ---- does a payload show? ---- */

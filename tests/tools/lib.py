@@ -92,19 +92,28 @@ def last_count(text):
     return 0, 0
 
 
+def in_order(todo):
+    """Runs all, some at a time; gives them back in their order as they end."""
+    with concurrent.futures.ThreadPoolExecutor(jobs()) as pool:
+        yield from pool.map(Job.run, todo)
+
+
+def say_failure(job):
+    if job.failed:
+        print("FAILED: %s (%s)" % (job.name, job.why or "%d tests" % job.failed))
+        for line in job.output.splitlines()[-40:]:
+            print("    " + line)
+        sys.stdout.flush()
+
+
 def run_jobs(title, todo, quiet=True):
     """Runs all, prints what failed, ends the program with the sum."""
     passed = failed = 0
-    with concurrent.futures.ThreadPoolExecutor(jobs()) as pool:
-        for job in pool.map(Job.run, todo):
-            passed, failed = passed + job.passed, failed + job.failed
-            if job.failed:
-                print("FAILED: %s (%s)" % (job.name, job.why or "%d tests" % job.failed))
-                for line in job.output.splitlines()[-40:]:
-                    print("    " + line)
-            elif not quiet:
-                print("  %-44s %5.1f s" % (job.name, job.seconds))
-            sys.stdout.flush()
+    for job in in_order(todo):
+        passed, failed = passed + job.passed, failed + job.failed
+        say_failure(job)
+        if not job.failed and not quiet:
+            print("  %-44s %5.1f s" % (job.name, job.seconds), flush=True)
     if not todo:
         print("%s: there is nothing to run" % title)
         failed = 1

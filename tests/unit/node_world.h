@@ -235,6 +235,7 @@ struct nw_world {
     bool        hold_register;              /* no answer to a follow-up           */
     bool        hold_map;
     bool        drop_upgrade;               /* 101, then the end                  */
+    bool        mute_upgrade;               /* 101, then not a word               */
     uint16_t    regions;                    /* 1..NW_REGIONS exist                */
     char        last_register[NW_BODY], last_map[NW_BODY], last_lite[NW_BODY];
     char        last_answer[NW_BODY], last_path[200], last_method[8], last_head[160];
@@ -1331,6 +1332,7 @@ static void nw_begin_noise(nw_world *w, nw_conn *c)
     tn_wr_over(&t, text, sizeof text);
     tn_h1_build_101(&t, "tailscale-control-protocol", NULL);
     nw_pipe_put(w, &c->down, text, tn_wr_len(&t));
+    if (w->mute_upgrade) return;
     nw_fill(&w->seed, eph, 32);
     if (w->drop_upgrade || nw_base64(init, sizeof init, c->handshake) != TN_NZ_INITIATION_LEN ||
         tn_nz_accept(&c->nz, w->control_private, init, eph, answer, machine, &version) != TAILNET_OK) {
@@ -1556,7 +1558,7 @@ static void nw_check(nw_node *d)
     for (i = 0; i < n->desc.max_staged; i++)
         if (n->staged[i].len != 0 && n->staged[i].len + TAILNET_HEADROOM > n->staged_size)
             nw_wrong(d->w, "a staged packet is too long");
-    if (n->ctl.state != TN_CTL_IDLE && n->ctl.deadline_ms == TN_NEVER &&
+    if (n->ctl.state != TN_CTL_IDLE && n->ctl.due[TN_CTL_STATE] == 0 &&
         n->ctl.state != TN_CTL_FOLLOWUP && !n->ctl.refused && !n->network_down)
         nw_wrong(d->w, "a state of control without a deadline");
     if (n->state != TAILNET_STATE_RUNNING && n->state != TAILNET_STATE_FAILED)

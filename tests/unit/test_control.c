@@ -910,6 +910,116 @@ static void server_asks_for_a_sign(void)
     done(w);
 }
 
+/* Two connections, both in use: the relay makes place for the visit and comes back. */
+static void visit_without_a_free_link(void)
+{
+    nw_world *w = nw_begin(98);
+    nw_node  *a = nw_join(w, "alpha");
+    unsigned  i;
+    nw_run(w, 3000);
+    CHECK(tn_relay_is_up(&a->n->relay));
+    for (i = 1; i <= 3; i++) {
+        CHECK(nw_say(w, me(a), "{\"PingRequest\":{\"URL\":\"http://control.test/visit\"}}"));
+        CHECK(nw_say(w, me(a), "{\"PingRequest\":{\"URL\":\"http://control.test/again\"}}"));
+        nw_run(w, 3000);
+        CHECK(w->heads == 2 * i && strcmp(w->last_head, "/derp") == 0);
+        CHECK(tn_relay_is_up(&a->n->relay) && !a->n->ctl.crowded);
+    }
+    CHECK(w->upgrades == 1 && nw_state(a) == TAILNET_STATE_RUNNING);
+    done(w);
+}
+
+/* Where control was dialled: port, and whether with TLS. */
+static struct { uint16_t port; bool tls; } dialled[8];
+static unsigned dialled_count;
+
+static int note_dial(void *user, tailnet_link link, const tailnet_dial *dial)
+{
+    if (strncmp(dial->host, "relay", 5) != 0 && dialled_count < 8) {
+        dialled[dialled_count].port  = dial->port;
+        dialled[dialled_count++].tls = dial->tls;
+    }
+    return nw_io_open(user, link, dial);
+}
+
+/* The key by TLS, then Noise in the clear: on port 80, or the one that is named. */
+static void key_by_tls_then_plain(void)
+{
+    static const struct { const char *url; uint16_t http_port, key_port, port; bool tls, all; } rows[] = {
+        { "https://control.test",      0,    443,  80,   false, false },
+        { "https://control.test",      8080, 443,  8080, false, false },
+        { "https://control.test:8443", 8080, 8443, 8080, false, false },
+        { "https://control.test:8443", 0,    8443, 8443, true,  false },
+        { "https://control.test:8443", 8080, 8443, 8443, true,  true },
+        { "https://control.test",      0,    443,  443,  true,  true }
+    };
+    unsigned i;
+    for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        nw_world *w = nw_begin(110 + i);
+        nw_node  *a = nw_add(w, "alpha");
+        dialled_count = 0;
+        a->desc.io.tcp_open       = note_dial;
+        a->desc.control_url       = rows[i].url;
+        a->desc.control_http_port = rows[i].http_port;
+        a->desc.control_tls       = rows[i].all;
+        nw_up(a);
+        CHECK(nw_until(a, TAILNET_STATE_RUNNING, 20000));
+        CHECK(dialled_count == 2 && dialled[0].tls && dialled[0].port == rows[i].key_port);
+        CHECK(dialled[1].port == rows[i].port && dialled[1].tls == rows[i].tls);
+        nw_cut(a, 0);                       /* once more: the key is known            */
+        nw_run(w, 5000);
+        CHECK(dialled_count == 3 && dialled[2].port == rows[i].port && dialled[2].tls == rows[i].tls);
+        if (!tn_test_ok) printf("  row %u: %u dials, then to %u\n", i, dialled_count, dialled[2].port);
+        done(w);
+    }
+}
+
+/* A server that takes the upgrade and then says nothing has another key. */
+static void upgrade_then_silence(void)
+{
+    nw_world *w = nw_begin(117);
+    nw_node  *a = nw_add(w, "alpha");
+    w->mute_upgrade = true;
+    nw_up(a);
+    nw_run(w, 20000);
+    CHECK(w->keys == 1 && problem_of(a).section[0] == '\0');
+    nw_run(w, 20000);
+    CHECK(w->keys >= 2);                    /* it asks for the key once more       */
+    CHECK(problem_of(a).result == TAILNET_ERR_FORGED);
+    CHECK(strcmp(problem_of(a).section, "noise") == 0);
+    done(w);
+}
+
+static unsigned refused_by_proxy;
+
+static int32_t proxy_refuses(void *user, tailnet_link link, const void *data, size_t size)
+{
+    static const char no[] = "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
+    nw_node *d = (nw_node *)user;
+    nw_conn *c = nw_conn_of(d, link);
+    if (!tn_begins((const char *)data, size, "CONNECT ")) return (int32_t)size;
+    CHECK(strcmp(c->host, "proxy.test") == 0);
+    refused_by_proxy++;
+    nw_pipe_put(d->w, &c->down, (const uint8_t *)no, sizeof no - 1);
+    return (int32_t)size;
+}
+
+/* The problem is the proxy's, with its number, and no storm of attempts. */
+static void proxy_refuses_us(void)
+{
+    nw_world *w = nw_begin(118);
+    nw_node  *a = nw_add(w, "alpha");
+    a->desc.proxy         = "us:wrong@proxy.test:3128";
+    a->desc.io.tcp_output = proxy_refuses;
+    refused_by_proxy      = 0;
+    nw_up(a);
+    nw_run(w, 60000);
+    CHECK(strcmp(problem_of(a).section, "proxy") == 0);
+    CHECK(problem_of(a).result == TAILNET_ERR_DENIED && problem_of(a).detail == 407);
+    CHECK(refused_by_proxy >= 4 && refused_by_proxy <= 10);
+    done(w);
+}
+
 static void say_c2n(nw_world *w, nw_node *a, unsigned number, const char *request)
 {
     char  text[2048];
@@ -1129,6 +1239,10 @@ int main(void)
     TEST(lite_updates_are_rare);
     TEST(prefs_change_while_a_request_is_written);
     TEST(server_asks_for_a_sign);
+    TEST(visit_without_a_free_link);
+    TEST(key_by_tls_then_plain);
+    TEST(upgrade_then_silence);
+    TEST(proxy_refuses_us);
     TEST(server_asks_inside);
     TEST(answer_waits_for_room);
     TEST(states_end_at_down);

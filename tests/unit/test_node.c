@@ -253,6 +253,49 @@ static void pings_by_path_and_tunnel(void)
     nw_end(w);
 }
 
+/* A peer that was started anew tells its disco key inside the tunnel: it is taken, for
+ * its pings and against the session's end when control says the same later. */
+static void disco_key_told_inside(void)
+{
+    nw_world    *w = nw_begin(6);
+    nw_node     *a, *b;
+    tailnet_addr src, dst;
+    tailnet_pong pong;
+    uint16_t     peer = 0;
+    tn_wr        t;
+    unsigned     i;
+    nw_pair(w, &a, &b);
+    CHECK(tn_map_by_disco(&b->n->map, a->n->disco_public, &peer));
+    w->quiet = true;                        /* control does not tell               */
+    nw_fill(&w->seed, a->n->disco_private, 32);
+    tn_cr_clamp(a->n->disco_private);
+    tn_cr_x25519_base(a->n->disco_public, a->n->disco_private);
+    memset(a->n->disco, 0, sizeof a->n->disco);
+    session_of(a, b)->disco.known = false;
+    nw_my_ip(a, &src);
+    nw_my_ip(b, &dst);
+    for (i = 0; i < 2; i++) {
+        CHECK(tailnet_ping(a->n, &dst, TAILNET_PING_PATH) == TAILNET_OK);
+        a->touched = true;
+        nw_run(w, 6000);
+        CHECK(tailnet_get_ping(a->n, &pong));
+        CHECK(pong.result == (i == 0 ? TAILNET_ERR_TIMEOUT : TAILNET_OK));
+        tn_wr_over(&t, a->n->scratch + TAILNET_HEADROOM, 100);
+        tn_ip_wr_disco(&t, &src, &dst, a->n->disco_public);
+        tn_node_send_own(a->n, session_of(a, b), tn_wr_len(&t));
+        tn_node_flush(a->n);
+        nw_run(w, 100);
+        CHECK(tn_map_by_disco(&b->n->map, a->n->disco_public, &peer));
+    }
+    i = stats_of(b).handshakes;
+    nw_announce(w, me(a));                  /* now control says it too             */
+    nw_run(w, 1000);
+    CHECK(nw_send(b, a, 7, "still here") == TAILNET_OK);
+    nw_run(w, 100);
+    CHECK(nw_got(a, "still here") == 1 && stats_of(b).handshakes == i && b->packets == 1);
+    nw_end(w);
+}
+
 /* ---- control and the map ---- */
 
 static void control_is_gone_for_an_hour(void)
@@ -833,7 +876,7 @@ static void floods_by_udp(void)
         nw_run(w, 2);
     }
     CHECK(nw_dh - dh - own <= 40);
-    CHECK(b->udp_sent > sent);              /* cookies went out                    */
+    CHECK((b->udp_sent > sent) == TAILNET_DIRECT);      /* cookies went out        */
     CHECK(nw_send(a, b, 7, "calm") == TAILNET_OK);
     nw_run(w, 100);
     CHECK(nw_got(b, "calm") == 1);
@@ -1187,6 +1230,57 @@ static void direct_in_time(void)
     }
 }
 
+/* The peer's call overtakes its handshake, and its pings were ahead of ours, which open
+ * our NAT: it hears a call of ours at once, so that it need not wait for its next round. */
+static struct {
+    uint8_t  msg[TN_WG_INITIATION_LEN];
+    bool     held;
+    unsigned calls;                         /* of beta                            */
+} late;
+
+static bool initiation_is_late(nw_world *w, const uint8_t from[32], const uint8_t to[32],
+                               const uint8_t *data, size_t len)
+{
+    (void)to;
+    if (tn_disco_is(data, len)) {
+        if (len != TN_DISCO_PING_LEN && len != TN_DISCO_PONG_LEN &&
+            memcmp(from, w->nodes[1].n->node_public, 32) == 0)
+            late.calls++;
+    } else if (!late.held && tn_wg_classify(data, len) == TN_WG_INITIATION) {
+        memcpy(late.msg, data, len);
+        late.held = true;
+        return false;
+    }
+    return true;
+}
+
+static bool no_pings_of_alpha(nw_world *w, nw_node *from, const tailnet_addr *to,
+                              const uint8_t *data, size_t len)
+{
+    (void)w, (void)to;
+    return from->number != 0 || !tn_disco_is(data, len) || len != TN_DISCO_PING_LEN;
+}
+
+static void call_overtakes_handshake(void)
+{
+    nw_world *w = udp_world(930);
+    nw_node  *a, *b;
+    memset(&late, 0, sizeof late);
+    pair_udp(w, &a, NW_OPEN, &b, NW_EASY);
+    w->tap     = initiation_is_late;
+    w->udp_tap = no_pings_of_alpha;
+    CHECK(nw_send(a, b, 7, "first") == TAILNET_OK);
+    nw_run(w, 50);
+    CHECK(late.held && late.calls == 0);
+    CHECK(session_of(b, a) != NULL && session_of(b, a)->path.state == TN_PATH_TRUSTED);
+    w->udp_tap = NULL;
+    CHECK(nw_relay_bring(w, 1, b->n->node_public, a->n->node_public, late.msg, sizeof late.msg));
+    nw_run(w, 50);
+    CHECK(late.calls == 1 && nw_got(b, "first") == 1);
+    CHECK(peer_of(a, b).path == TAILNET_PATH_DIRECT);
+    nw_end(w);
+}
+
 /* Control never told anybody an address: the calls by relay are enough. */
 static void direct_without_candidates(void)
 {
@@ -1282,7 +1376,8 @@ static void relay_only_uses_no_udp(void)
     nw_network(a, true);
     nw_run(w, 3000);
     CHECK(chatter(a, b, 1000) == 0);
-    CHECK(a->udp_sent == 0 && me(a)->endpoints[0] == '\0' && me(b)->endpoints[0] != '\0');
+    CHECK(a->udp_sent == 0 && me(a)->endpoints[0] == '\0');
+    CHECK((b->udp_sent != 0) == TAILNET_DIRECT && (me(b)->endpoints[0] != '\0') == TAILNET_DIRECT);
     CHECK(peer_of(a, b).path == TAILNET_PATH_RELAY && peer_of(b, a).path == TAILNET_PATH_RELAY);
     nw_end(w);
 }
@@ -1523,6 +1618,66 @@ static void home_is_the_nearest(void)
     CHECK(!tailnet_get_region(a->n, 3, &region));
     CHECK(strstr(w->last_lite, "\"MappingVariesByDestIP\":true") != NULL);
     CHECK(strstr(w->last_lite, "\"WorkingUDP\":true") != NULL);
+    nw_end(w);
+}
+
+/* NetInfo to the letter. Latencies go along with what is told, and are no reason to tell. */
+static void netinfo_to_the_letter(void)
+{
+    static const char want[] = "\"NetInfo\":{\"PreferredDERP\":2,\"MappingVariesByDestIP\":false,"
+                               "\"WorkingIPv6\":true,\"WorkingUDP\":true";
+    static const char times[] = ",\"DERPLatency\":{\"1-v4\":81e-3,\"1-v6\":81e-3,"
+                                "\"2-v4\":6e-3,\"2-v6\":6e-3}}";
+    nw_world   *w = udp_world(957);
+    nw_node    *a = nw_add(w, "alpha");
+    unsigned    lites;
+    const char *at;
+#if TAILNET_PORTMAP
+    char        text[512];
+    tn_ctl_wish wish;
+    tn_wr       t;
+#endif
+    w->stun_ms[1] = 75;
+    w->regions    = 2;
+    memcpy(a->place6.ip, "\x20\x01\x0d\xb8\0\0\0\2", 8);
+    a->place6.port   = 41641;
+    a->place6.family = 6;
+    CHECK(nw_make(a) == TAILNET_OK);
+    nw_network(a, false);
+    CHECK(tailnet_up(a->n) == TAILNET_OK);
+    CHECK(nw_until(a, TAILNET_STATE_RUNNING, 20000));
+    nw_run(w, 10000);
+    at = strstr(w->last_lite, "\"NetInfo\":");
+    CHECK(at != NULL && strncmp(at, want, sizeof want - 1) == 0);
+    if (at != NULL) at += sizeof want - 1;
+    CHECK(at != NULL && strncmp(at, times, sizeof times - 1) == 0);
+    lites         = w->lites;
+    w->stun_ms[1] = 60;
+    tn_net_trigger(&a->n->net, true);
+    a->touched = true;
+    nw_run(w, 10000);
+    CHECK(a->n->net.regions[0].ms[0] == 66 && w->lites == lites);
+#if TAILNET_PORTMAP
+    a->gateway.family = 4;                  /* one that does not answer          */
+    a->gateway.ip[0]  = 10;
+    a->gateway.ip[3]  = 254;
+    nw_network(a, false);
+    nw_run(w, 5000);
+    CHECK(w->lites == lites + 1 && strstr(w->last_lite, "{\"1-v4\":66e-3,") != NULL);
+    CHECK(strstr(w->last_lite, ",\"WorkingUDP\":true,\"HavePortMap\":false,\"UPnP\":false,"
+                               "\"PMP\":false,\"PCP\":false,\"DERPLatency\":{") != NULL);
+    wish          = a->n->ctl.sent;
+    wish.port_map = TN_CTL_PROBED | TN_CTL_PCP | TN_CTL_MAPPED;
+    wish.latency[0].ms[0] = 2999;
+    tn_wr_over(&t, text, sizeof text);
+    tn_ctl_w_netinfo(&t, &wish);
+    tn_wr_u8(&t, '\0');
+    CHECK(strcmp(text, ",\"NetInfo\":{\"PreferredDERP\":2,\"MappingVariesByDestIP\":false,"
+                       "\"WorkingIPv6\":true,\"WorkingUDP\":true,\"HavePortMap\":true,"
+                       "\"UPnP\":false,\"PMP\":false,\"PCP\":true,\"DERPLatency\":{"
+                       "\"1-v4\":2999e-3,\"1-v6\":66e-3,\"2-v4\":6e-3,\"2-v6\":6e-3}}") == 0);
+#endif
+    if (!tn_test_ok) printf("%s\n", w->last_lite);
     nw_end(w);
 }
 
@@ -2285,10 +2440,10 @@ static void paths(void)
 {
     TEST(direct_or_not);
     TEST(direct_in_time);
+    TEST(call_overtakes_handshake);
     TEST(direct_without_candidates);
     TEST(direct_way_breaks_and_returns);
     TEST(idle_paths_are_silent);
-    TEST(relay_only_uses_no_udp);
     TEST(network_changes);
     TEST(pings_find_the_direct_way);
     TEST(strangers_get_no_pong);
@@ -2296,6 +2451,7 @@ static void paths(void)
     TEST(direct_by_ipv6);
     TEST(direct_in_one_lan);
     TEST(home_is_the_nearest);
+    TEST(netinfo_to_the_letter);
     TEST(metered_hour);
     TEST(path_deadlines_are_honest);
 }
@@ -2309,6 +2465,7 @@ int main(void)
     TEST(runs_of_packets);
     TEST(eviction_inside_a_run);
     TEST(pings_by_path_and_tunnel);
+    if (TAILNET_DIRECT) TEST(disco_key_told_inside);
     TEST(control_is_gone_for_an_hour);
     TEST(peer_is_removed);
     TEST(peer_is_removed_early);
@@ -2336,8 +2493,9 @@ int main(void)
     TEST(session_lives_and_ends);
     TEST(both_begin_at_once);
     TEST(losses);
-    TEST(roaming_without_disco);
-    paths();
+    if (TAILNET_DIRECT) TEST(roaming_without_disco);
+    TEST(relay_only_uses_no_udp);
+    if (TAILNET_DIRECT) paths();
     TEST(relay_restarts);
     TEST(relay_is_cut_in_silence);
     TEST(relay_peer_is_gone_and_back);

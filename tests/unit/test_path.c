@@ -716,6 +716,34 @@ static void echoes(void)
     CHECK(tn_path_ping_in(&p, &a, tx, now) && drain().pings == 0);
 }
 
+/* The peer called and its pings did not reach us, ours reached it: with our next packet
+ * it hears a call, so that it tries again. Not when it found us, not without traffic,
+ * not for one that did not call, and once. */
+static void sought(void)
+{
+    tailnet_addr a = addr(A);
+    uint8_t      tx[12] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 };
+    wants        w;
+    int          i;
+    for (i = 0; i < 4; i++) {
+        start(10000);
+        list(A, NULL, NULL);
+        if (i == 1) (void)tn_path_ping_in(&p, &a, tx, now);
+        if (i == 2) tn_path_probe(&p, now);
+        else        call_one(A);
+        w = drain();
+        CHECK(w.pings == 1 && w.calls == 0);
+        now += 3;
+        CHECK(pong(tx_to(&w, A)) != 0 && drain().calls == 0);
+        now += i == 3 ? 5000 : 1;
+        if (i == 3) p.beat = p.trusted = (uint32_t)now;
+        CHECK(use() == TN_PATH_UDP);
+        w = drain();
+        CHECK(w.calls == (i == 0) && w.pings == 0);
+        CHECK(use() == TN_PATH_UDP && drain().calls == 0);
+    }
+}
+
 /* The peer calls and leaves out the best, which control still names: both ways. */
 static void call_doubts(void)
 {
@@ -1227,6 +1255,7 @@ int main(void)
     TEST(pings);
     TEST(calls);
     TEST(echoes);
+    TEST(sought);
     TEST(call_doubts);
     TEST(changes);
     TEST(metered);

@@ -832,6 +832,63 @@ static void udp_errors(void)
     tailnet_posix_close(&posix);
 }
 
+#if defined(__linux__)
+
+/* How many datagrams wait there, and the port that the last came from. */
+static unsigned waiting(int fd, uint16_t *port)
+{
+    struct sockaddr_storage sa;
+    tailnet_addr            from;
+    uint8_t                 got[64];
+    unsigned                n;
+    for (n = 0;; n++) {
+        socklen_t len = (socklen_t)sizeof sa;
+        if (recvfrom(fd, got, sizeof got, MSG_DONTWAIT, (struct sockaddr *)&sa, &len) < 0) return n;
+        if (tnp_from_sockaddr(&from, &sa)) *port = from.port;
+    }
+}
+
+/* Two ways to one place: both for a stranger, then the one by which it was heard. */
+static void uplinks(void)
+{
+    struct seen  s;
+    tailnet_buf  one;
+    tailnet_addr to;
+    uint16_t     len = 10, port = 0, was;
+    int          fd;
+    CHECK(open_posix(&s, "https://127.0.0.1:9", 0) == TAILNET_OK);
+    if (posix.node == NULL) return;
+    posix.opt.uplink[0] = "lo";
+    posix.opt.uplink[1] = "nowhere0";
+    tnp_udp_uplinks(&posix);
+    was = posix.udp_port[2];
+    CHECK(was != 0 && was != posix.udp_port[0] && posix.udp[4].fd == -1 && agrees(&s));
+    CHECK(tnp_own_port(&posix, "lo", 0) == was && tnp_own_port(&posix, "lo", 1) == posix.udp_port[3]);
+    CHECK(tnp_own_port(&posix, "eth9", 0) == posix.udp_port[0]);
+    CHECK(tnp_own_port(&posix, "nowhere0", 0) == posix.udp_port[0]);
+    fd = udp_local(&port);
+    CHECK(tailnet_posix_addr_parse(&to, "127.0.0.1"));
+    to.port = port;
+    make_run(&one, &len, 1);
+    CHECK(tnp_io_udp_output(&posix, &to, &one, 1) == 0 && waiting(fd, &port) == 2);
+    tnp_udp_heard(&posix, 2, &to);
+    CHECK(tnp_io_udp_output(&posix, &to, &one, 1) == 0 && waiting(fd, &port) == 1 && port == was);
+    tnp_udp_heard(&posix, 0, &to);          /* later than by the other: farther    */
+    CHECK(tnp_io_udp_output(&posix, &to, &one, 1) == 0 && waiting(fd, &port) == 1 && port == was);
+    tnp_udp_known(&posix, &to)->heard_ms -= TNP_HEARD_MS;
+    CHECK(tnp_io_udp_output(&posix, &to, &one, 1) == 0 && waiting(fd, &port) == 2);
+    tnp_udp_heard(&posix, 0, &to);
+    CHECK(tnp_io_udp_output(&posix, &to, &one, 1) == 0 && waiting(fd, &port) == 1);
+    CHECK(port == posix.udp_port[0]);
+    tnp_udp_rebind(&posix);
+    CHECK(posix.udp_port[2] == was && agrees(&s));
+    close(fd);
+    tailnet_posix_close(&posix);
+    CHECK(posix.udp[2].fd == -1);
+}
+
+#endif
+
 /* ---- Long packets of TUN ---------------------------------------------------------------- */
 
 enum { LONG = 65000, PIECES = 64 };
@@ -1401,6 +1458,9 @@ int main(void)
     TEST(udp_stretches);
     TEST(udp_runs);
     TEST(udp_errors);
+#if defined(__linux__)
+    TEST(uplinks);
+#endif
     TEST(long_packets);
     TEST(long_packets_apart);
     TEST(vector_cipher);

@@ -164,6 +164,7 @@ static void frame_in(world *w, unsigned slot, tn_relay_news want, tn_derp_event 
 
 static void build_ping(tn_wr *t)    { tn_derp_wr_ping(t, (const uint8_t *)"abcdefgh"); }
 static void build_restart(tn_wr *t) { tn_derp_wr_restarting(t, 1500, 5000); }
+static void build_restart_now(tn_wr *t) { tn_derp_wr_restarting(t, 1, 86400000); }
 static void build_health(tn_wr *t)  { tn_derp_wr_health(t, "sick"); }
 static void build_gone(tn_wr *t)    { tn_derp_wr_peer_gone(t, server_public, 0); }
 static void build_recv(tn_wr *t)    { tn_derp_wr_recv(t, server_public, "data", 4); }
@@ -378,10 +379,41 @@ static void backoff(void)
         w0.now += 1;
     }
     CHECK(steps(&w0) == 0);
-    login(&w0, 0);
-    CHECK(w0.links[0].errors == 0);
+    login(&w0, 0);                          /* to be let in is not yet to stay    */
+    w0.now += 19999;
     tn_relay_closed(&w0.r, 0, w0.now, 0x8000);
-    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 10);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 5000);
+    w0.now += 5000;
+    CHECK(steps(&w0) == 0);
+    login(&w0, 0);
+    w0.now += 20000;
+    tn_relay_closed(&w0.r, 0, w0.now, 0x8000);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 10 && w0.links[0].errors == 1);
+}
+
+/* A relay that lets us in and throws us out, and one that besides says each time that
+ * it restarts and wants us back at once, for hours. */
+static void hostile_home(void)
+{
+    unsigned how, dials;
+    for (how = 0; how < 2; how++) {
+        uint64_t end;
+        begin(&w0, 1);
+        w0.nodes = 1;
+        tn_relay_run(&w0.r, true, w0.now);
+        prefer(&w0, 0, "a");
+        end = w0.now + 600000;
+        for (dials = 0; w0.now < end; dials++) {
+            CHECK(steps(&w0) == 0);
+            login(&w0, 0);
+            if (how == 1) frame_in(&w0, 0, TN_RELAY_QUIET, NULL, build_restart_now);
+            tn_relay_closed(&w0.r, 0, w0.now, 0);
+            CHECK(w0.links[0].state == TN_RELAY_WAIT);
+            w0.now += w0.links[0].deadline_ms - (uint32_t)w0.now;
+        }
+        CHECK(dials < 300);                 /* 2.5 s is the shortest of the long waits */
+        if (!tn_test_ok) printf("  case %u: %u dials in ten minutes\n", how, dials);
+    }
 }
 
 static void busy_links(void)
@@ -399,17 +431,17 @@ static void restarting(void)
     at_home(&w0, 1);
     frame_in(&w0, 0, TN_RELAY_QUIET, NULL, build_restart);
     tn_relay_closed(&w0.r, 0, w0.now, 0);
-    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 1500 && w0.links[0].errors == 0);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 1500 && w0.links[0].errors == 1);
     w0.now += 1500;
     CHECK(steps(&w0) == 0);
     tn_relay_opened(&w0.r, 0, NULL, w0.now);
     tn_relay_closed(&w0.r, 0, w0.now, 0);
-    CHECK(w0.links[0].errors == 0);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 1500);
     w0.now += 5000;
     CHECK(steps(&w0) == 0);
     tn_relay_opened(&w0.r, 0, NULL, w0.now);
     tn_relay_closed(&w0.r, 0, w0.now, 0);
-    CHECK(w0.links[0].errors == 1);
+    CHECK(w0.links[0].deadline_ms == (uint32_t)w0.now + 45);
 }
 
 static tailnet_result post(world *w, int slot, size_t room, size_t len, bool urgent)
@@ -858,6 +890,7 @@ static void all(void)
     TEST(backoff);
     TEST(busy_links);
     TEST(restarting);
+    TEST(hostile_home);
     TEST(room_of_a_record);
     TEST(guests);
     TEST(one_slot_tries_home);

@@ -10,7 +10,7 @@
 //	POST /ping?node=KEY            ask the node to visit a URL; did it come?
 //	POST /c2n?node=KEY&path=P      a request through the control connection
 //	POST /raw?node=KEY             body: a MapResponse, delivered as it is
-//	POST /fake                     add a peer that does not exist
+//	POST /fake?count=N             add a peer that does not exist, or N of them
 //	POST /masquerade?node=KEY&peer=KEY&as=IP   the peer sees the node as IP
 package main
 
@@ -157,7 +157,10 @@ func (s *steering) admin() http.Handler {
 		answer(w, true, "")
 	})
 	mux.HandleFunc("POST /fake", func(w http.ResponseWriter, r *http.Request) {
-		s.control.AddFakeNode()
+		count, _ := strconv.Atoi(r.FormValue("count"))
+		for i := 0; i < max(count, 1); i++ {
+			s.control.AddFakeNode()
+		}
 		answer(w, true, "")
 	})
 	mux.HandleFunc("POST /approve", s.withNode(s.approve))
