@@ -745,7 +745,8 @@ TAILNET_API tailnet_result tailnet_set_network(tailnet_node *node, const tailnet
  * max_peers; a packet to an unknown address does the same by itself. */
 TAILNET_API tailnet_result tailnet_fetch_peer(tailnet_node *node, const char *who);
 
-/* Measure the way to a peer, without or through the tunnel. One at a time. */
+/* Measure the way to a peer, without or through the tunnel. One at a time. A build with
+ * TAILNET_DIRECT=0 has the second only; the first is UNSUPPORTED. */
 typedef enum tailnet_ping_kind { TAILNET_PING_PATH, TAILNET_PING_TUNNEL } tailnet_ping_kind;
 TAILNET_API tailnet_result tailnet_ping(tailnet_node *node, const tailnet_addr *ip,
                                         tailnet_ping_kind kind);
@@ -19883,7 +19884,8 @@ static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *
 {
     tn_session *s;
     unsigned    i = 0, bits = 0;
-    while (TAILNET_DIRECT && bits == 0 && (s = tn_node_each(n, &i)) != NULL) {
+    if (!TAILNET_DIRECT) return;            /* we send none                       */
+    while (bits == 0 && (s = tn_node_each(n, &i)) != NULL) {
         tn_path_pong got;
         memset(&got, 0, sizeof got);
         bits = tn_path_pong_in(&s->path, m->tx, from->relay, n->rim.now_ms, &got);
@@ -20831,8 +20833,9 @@ static void tn_node_turn_ping(tailnet_node *n)
         tn_node_end_ping(n, TAILNET_ERR_TIMEOUT);
     } else if (!n->ping.asked) {
         s = tn_node_open_session(n, n->ping.peer);
-        n->ping.asked = n->ping.kind == TAILNET_PING_PATH ? tn_node_send_path_ping(n, s)
-                                                          : tn_node_send_tunnel_ping(n, s);
+        n->ping.asked = TAILNET_DIRECT && n->ping.kind == TAILNET_PING_PATH
+                            ? tn_node_send_path_ping(n, s)
+                            : tn_node_send_tunnel_ping(n, s);
         n->ping.sent_ms = n->rim.now_ms;
     }
 }
@@ -21681,6 +21684,7 @@ TAILNET_API tailnet_result tailnet_ping(tailnet_node *node, const tailnet_addr *
     tailnet_result r = tn_pub_enter(node, ip != NULL &&
                                     (kind == TAILNET_PING_PATH || kind == TAILNET_PING_TUNNEL));
     if (r != TAILNET_OK) return r;
+    if (!TAILNET_DIRECT && kind == TAILNET_PING_PATH) return TAILNET_ERR_UNSUPPORTED;
     if (!tn_node_flows(node) || node->ping.until_ms != 0) return TAILNET_ERR_AGAIN;
     if (!tn_map_by_ip(&node->map, ip, &peer)) return TAILNET_ERR_NO_ROUTE;
     if (!tn_rim_random(&node->rim, node->ping.tx, sizeof node->ping.tx)) return TAILNET_ERR_RANDOM;
