@@ -623,7 +623,7 @@ TAILNET_API size_t tailnet_memory_needed(const tailnet_desc *desc);
     (21708ul + TAILNET_MEMORY_HOST * 3384ul + TAILNET_MEMORY_WIDE * 3032ul +          \
      TAILNET_MEMORY_ENUMS * 56ul +                                                    \
      (peers) * (207ul + TAILNET_MEMORY_HOST * 196ul + TAILNET_MEMORY_WIDE * 4ul) +    \
-     (sessions) * (1353ul + TAILNET_MEMORY_HOST * 4ul + TAILNET_MEMORY_WIDE * 12ul +  \
+     (sessions) * (1369ul + TAILNET_MEMORY_HOST * 4ul + TAILNET_MEMORY_WIDE * 12ul +  \
                    TAILNET_MEMORY_ENUMS * 16ul) +                                     \
      (links) * (520ul + TAILNET_MEMORY_HOST * 8ul + TAILNET_MEMORY_WIDE * 32ul +      \
                 TAILNET_MEMORY_ENUMS * 24ul) +                                        \
@@ -15076,6 +15076,8 @@ static TN_NOINLINE uint16_t tn_net_prefer(const tn_net *n, const tn_net_world *x
  * Always:  best is a slot in use exactly while the state is not NONE. By
  *          traffic one ping per candidate in 5 s (heartbeats to the best each
  *          3 s), and one call in 5 s. After step said QUIET the deadline lies in the future.
+ *          To an address that only a ping's source named, and that never answered,
+ *          no more is sent than came from there.
  * Trust:   whatever comes in was authenticated by disco or WireGuard. The peer
  *          may name any address, and repeat: an address becomes the best only
  *          after it answered a ping that was sent to it.
@@ -15108,7 +15110,8 @@ enum {
     TN_PATH_HEARD  = 4,                     /* the peer sent from there           */
     TN_PATH_DUE    = 8,                     /* to be pinged                       */
     TN_PATH_OLD    = 16,                    /* named before; and now?             */
-    TN_PATH_ECHOED = 32                     /* pinged back since the last round   */
+    TN_PATH_ECHOED = 32,                    /* pinged back since the last round   */
+    TN_PATH_PROVEN = 64                     /* answered a ping                    */
 };
 
 /* What runs, and what is due. */
@@ -15116,7 +15119,7 @@ enum { TN_PATH_BEATS = 1, TN_PATH_DOUBT = 2, TN_PATH_DUE_PING = 4, TN_PATH_DUE_C
 
 /* Answers of tn_path_use and tn_path_pong_in. */
 enum { TN_PATH_UDP = 1, TN_PATH_RELAY = 2 };
-enum { TN_PATH_MINE = 1, TN_PATH_CHANGED = 2 };
+enum { TN_PATH_MINE = 1, TN_PATH_CHANGED = 2, TN_PATH_OWES = 4 };
 
 /* Times are the low 32 bits of the clock, and always moments that have passed:
  * what counts is their age, which is right for 49 days and harmless after. */
@@ -15135,6 +15138,8 @@ typedef struct tn_path {
     uint8_t       due;
     uint8_t       turn;                     /* plain: slot tried last             */
     uint8_t       lacks;                    /* 4, 6: a family we have not; 0: none */
+    uint8_t       owed;                     /* slot whose ping waits for its answer */
+    uint8_t       owed_tx[12];              /* that ping's id                     */
     bool          metered, silent, plain;   /* the node's to set                  */
     uint32_t      latency_ms;               /* of best, at least 1                */
     uint32_t      trusted, doubted;         /* last pong of best; ping in doubt   */
@@ -15239,7 +15244,7 @@ static void tn_path_init(tn_path *p, const uint8_t seed[16], uint64_t now_ms)
     uint32_t now = (uint32_t)now_ms;
     memset(p, 0, sizeof *p);
     memcpy(p->seed, seed, sizeof p->seed);
-    p->best   = TN_PATH_NO_SLOT;
+    p->best   = p->owed = TN_PATH_NO_SLOT;
     p->turn   = TAILNET_MAX_CANDIDATES - 1;
     p->full   = p->called = now - TN_PATH_PING_MS;
     p->heeded = now - TN_PATH_PING_MS;
@@ -15368,6 +15373,13 @@ static TN_MAYBE_UNUSED bool tn_path_best(const tn_path *p, tailnet_addr *out)
 
 /* ---- what is to be sent ---- */
 
+/* May anybody have put this address here who forged the source of a ping, or sent
+ * one of the peer's once more? Then it gets a ping for a ping, and nothing else. */
+static bool tn_path_is_doubtful(const tn_path_place *c)
+{
+    return (c->flags & (TN_PATH_LISTED | TN_PATH_CALLED | TN_PATH_PROVEN)) == 0;
+}
+
 static void tn_path_due(tn_path *p, unsigned slot)
 {
     p->places[slot].flags |= TN_PATH_DUE;
@@ -15390,7 +15402,7 @@ static void tn_path_round(tn_path *p, bool call, uint32_t now)
         if (c->addr.family == 0 || tn_path_age(now, c->pinged) < TN_PATH_PING_MS) continue;
         if (cheap && i != p->best) continue;
         p->places[i].flags = (uint8_t)(c->flags & ~(unsigned)TN_PATH_ECHOED);
-        tn_path_due(p, i);
+        if (!tn_path_is_doubtful(c)) tn_path_due(p, i);
     }
     if (call && !cheap && tn_path_age(now, p->called) >= TN_PATH_PING_MS)
         p->due |= TN_PATH_DUE_CALL;
@@ -15454,7 +15466,7 @@ static TN_MAYBE_UNUSED void tn_path_probe(tn_path *p, uint64_t now_ms)
     unsigned i;
     tn_path_active(p, (uint32_t)now_ms);
     for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
-        if (p->places[i].addr.family == 0) continue;
+        if (p->places[i].addr.family == 0 || tn_path_is_doubtful(&p->places[i])) continue;
         if (p->state != TN_PATH_TRUSTED || i == p->best) tn_path_due(p, i);
     }
 }
@@ -15556,10 +15568,11 @@ static uint64_t tn_path_deadline(const tn_path *p, uint64_t now_ms)
 /* ---- what comes in ---- */
 
 /* An authentic ping by UDP: its source is a candidate from now on. True: to be
- * answered, with one pong to where it came from; false: we had it already. What
- * the peer came through may have been closed to our last ping and is open now: in
- * search of a way we try it again, once (the reference waits for its next round,
- * up to 5 s). */
+ * answered, with one pong to where it came from; false: we had it already, or it is
+ * answered later. What the peer came through may have been closed to our last ping
+ * and is open now: in search of a way we try it again, once (the reference waits for
+ * its next round, up to 5 s). Where its source may be forged that ping goes out in
+ * place of the pong, which follows when it was answered: the reference sends both. */
 static bool tn_path_ping_in(tn_path *p, const tailnet_addr *from, const uint8_t tx[12],
                             uint64_t now_ms)
 {
@@ -15577,13 +15590,17 @@ static bool tn_path_ping_in(tn_path *p, const tailnet_addr *from, const uint8_t 
         (c->flags & TN_PATH_ECHOED) == 0) {
         c->flags |= TN_PATH_ECHOED;
         tn_path_due(p, slot);
+        if (!tn_path_is_doubtful(c)) return true;
+        p->owed = (uint8_t)slot;
+        memcpy(p->owed_tx, tx, sizeof p->owed_tx);
+        return false;
     }
     return true;
 }
 
 /* An authentic pong. One that came by relay ends its ping and proves nothing.
  * Zero: no ping of ours, too late, or answered already. CHANGED: another best, or
- * trust is back. */
+ * trust is back. OWES: now the ping from there, owed_tx, is to be answered. */
 static unsigned tn_path_pong_in(tn_path *p, const uint8_t tx[12], bool by_relay, uint64_t now_ms,
                                 tn_path_pong *got)
 {
@@ -15600,6 +15617,11 @@ static unsigned tn_path_pong_in(tn_path *p, const uint8_t tx[12], bool by_relay,
     got->to         = c->addr;
     got->latency_ms = age == 0 ? 1u : age;
     if (by_relay) return news;
+    c->flags |= TN_PATH_PROVEN;
+    if (p->owed == slot) {
+        p->owed = TN_PATH_NO_SLOT;
+        news |= TN_PATH_OWES;
+    }
     tn_path_look(p, now);
     if (p->state != TN_PATH_TRUSTED ||
         tn_path_better(&c->addr, got->latency_ms, &p->places[p->best].addr, p->latency_ms)) {
@@ -15673,7 +15695,7 @@ static void tn_path_network_changed(tn_path *p, uint64_t now_ms)
     for (i = 0; i < TAILNET_MAX_CANDIDATES; i++) {
         tn_path_place *c = &p->places[i];
         c->pinged = now - TN_PATH_PING_MS;
-        c->flags  = (uint8_t)(c->flags & (TN_PATH_LISTED | TN_PATH_HEARD));
+        c->flags  = (uint8_t)(c->flags & (TN_PATH_LISTED | TN_PATH_HEARD | TN_PATH_PROVEN));
     }
     p->called = p->beat = now - TN_PATH_PING_MS;
     p->due    = (uint8_t)(p->due & TN_PATH_BEATS);
@@ -19871,6 +19893,7 @@ static void tn_node_ping_in(tailnet_node *n, uint16_t peer, const tn_disco_key *
 {
     tn_session *s;
     if (TAILNET_DIRECT && !from->relay) {
+        if (m->node_key == NULL) return;    /* shorter than its answer: nobody's since 2021 */
         s = tn_node_session(n, tn_node_disco_whose(n, peer, m));
         if (s != NULL && (!tn_path_ping_in(&s->path, &from->addr, m->tx, n->rim.now_ms) ||
                           !tn_node_may_answer(n, s))) return;
@@ -19879,8 +19902,8 @@ static void tn_node_ping_in(tailnet_node *n, uint16_t peer, const tn_disco_key *
 }
 
 /* Which ping it answers is in its id, which only the pinged peer has read. */
-static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *m,
-                            const tn_origin *from)
+static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_key *k,
+                            const tn_disco_msg *m, const tn_origin *from)
 {
     tn_session *s;
     unsigned    i = 0, bits = 0;
@@ -19890,6 +19913,7 @@ static void tn_node_pong_in(tailnet_node *n, uint16_t peer, const tn_disco_msg *
         memset(&got, 0, sizeof got);
         bits = tn_path_pong_in(&s->path, m->tx, from->relay, n->rim.now_ms, &got);
         if ((bits & TN_PATH_CHANGED) != 0) n->events |= TAILNET_EVENT_PATHS;
+        if ((bits & TN_PATH_OWES) != 0) tn_node_disco_pong(n, k, s->path.owed_tx, from);
         if ((bits & TN_PATH_MINE) == 0 || from->relay ||
             !tn_node_pinged(n, s->peer, TAILNET_PING_PATH)) continue;
         n->ping.direct   = true;
@@ -19928,7 +19952,7 @@ static tailnet_result tn_node_disco_open(tailnet_node *n, uint16_t peer, const t
     r = tn_disco_parse(plain, plain_len, &msg);
     if (r != TAILNET_OK) return r;
     if (msg.type == TN_DISCO_PING) tn_node_ping_in(n, peer, k, &msg, from);
-    if (msg.type == TN_DISCO_PONG) tn_node_pong_in(n, peer, &msg, from);
+    if (msg.type == TN_DISCO_PONG) tn_node_pong_in(n, peer, k, &msg, from);
     if (msg.type == TN_DISCO_CALL && from->relay) tn_node_call_in(n, peer, &msg);
     return TAILNET_OK;
 }

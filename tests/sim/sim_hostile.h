@@ -12,10 +12,7 @@
 
 #include "sim_script.h"
 
-enum { EVIL_PORT = 9000, EVIL_KINDS = 7, EVIL_CALL_BYTES = 3000,
-       EVIL_PING_BYTES = 3000               /* a true ping is answered, and asked back for
-                                               as long as its source is a candidate        */
-};
+enum { EVIL_PORT = 9000, EVIL_KINDS = 7, EVIL_CALL_BYTES = 3000 };
 
 /* ---- packets through its tunnels ---- */
 
@@ -180,7 +177,6 @@ static void evil_disco(machine *m, machine *to, unsigned what)
     len = tn_disco_finish(&w, key);
     if (what == 2 && rnd_chance(&W->rnd, 800)) evil_relay(m, to, b, len);
     else                                       evil_datagram(m, to, b, len);
-    if (what == 0) W->attack_in[(1023 + W->attack_next) & 255u] += EVIL_PING_BYTES;
 }
 
 /* What the member overheard comes once more, from where it came or from elsewhere. */
@@ -200,7 +196,6 @@ static void evil_replay(void)
     if (rnd_chance(&W->rnd, 300)) {
         addr4(&g->from, 0x06060606u, (uint16_t)(1024 + i));
         W->attack_in[(1024 + i) & 255u] += g->len;
-        if (tn_disco_is(g->data, g->len)) W->attack_in[(1024 + i) & 255u] += EVIL_PING_BYTES;
     }
     if (rnd_chance(&W->rnd, 300)) g->data[rnd_below(&W->rnd, g->len)] ^= 1;
     plan(W->now_ms + rnd_below(&W->rnd, 2000), EV_GRAM, 0, 0, g);
