@@ -15097,6 +15097,7 @@ static TN_NOINLINE uint16_t tn_net_prefer(const tn_net *n, const tn_net_world *x
 
 enum {
     TN_PATH_CALL_MAX = 16,                  /* addresses used of one call         */
+    TN_PATH_PRICE    = 124,                 /* bytes of a ping                    */
     TN_PATH_RESERVE  = TAILNET_MAX_CANDIDATES / 4,  /* kept for sources of pings  */
     TN_PATH_NO_SLOT  = 0xff
 };
@@ -15130,6 +15131,7 @@ typedef struct tn_path_place {
     uint32_t     heard;                     /* last ping from there               */
     uint16_t     heard_tx;                  /* its end, to know it again          */
     uint8_t      flags;
+    uint8_t      paid;                      /* bytes of WireGuard's from there, for a ping */
 } tn_path_place;
 
 typedef struct tn_path {
@@ -15659,17 +15661,31 @@ static bool tn_path_call_in(tn_path *p, const tn_disco_msg *m, uint64_t now_ms)
     return had && p->best == TN_PATH_NO_SLOT;
 }
 
-/* An authentic WireGuard packet came by UDP. It moves only peers without disco,
- * and holds trust only where heartbeats are forbidden. True: another best. */
-static bool tn_path_heard(tn_path *p, const tailnet_addr *from, uint64_t now_ms)
+/* In search of a way, a WireGuard packet of len bytes came from there. An address that
+ * only a ping's source named is pinged when that was paid for. */
+static void tn_path_pay(tn_path *p, tn_path_place *c, unsigned slot, size_t len)
+{
+    if (!tn_path_is_doubtful(c) || (c->flags & TN_PATH_ECHOED) != 0) return;
+    c->paid = (uint8_t)(len < 255u - c->paid ? c->paid + len : 255u);
+    if (c->paid < TN_PATH_PRICE) return;
+    c->paid = 0;
+    c->flags |= TN_PATH_ECHOED;
+    tn_path_due(p, slot);
+}
+
+/* An authentic WireGuard packet of len bytes came by UDP. It moves only peers without
+ * disco, and holds trust only where heartbeats are forbidden. True: another best. */
+static bool tn_path_heard(tn_path *p, const tailnet_addr *from, size_t len, uint64_t now_ms)
 {
     uint32_t now = (uint32_t)now_ms;
     unsigned slot;
     bool     moved;
-    if (!p->plain && !p->silent) return false;
+    if (!p->plain && p->state == TN_PATH_TRUSTED && !p->silent) return false;
     slot  = p->plain ? tn_path_put(p, from, TN_PATH_HEARD, now) : tn_path_find(p, from);
     moved = slot != p->best;
-    if (slot == TN_PATH_NO_SLOT || (moved && !p->plain)) return false;
+    if (slot == TN_PATH_NO_SLOT) return false;
+    if (!p->plain && (p->due & TN_PATH_BEATS) != 0) tn_path_pay(p, &p->places[slot], slot, len);
+    if (!p->plain && (moved || !p->silent)) return false;
     p->best = (uint8_t)slot;
     p->turn = (uint8_t)((slot + TAILNET_MAX_CANDIDATES - 1) % TAILNET_MAX_CANDIDATES);
     p->places[slot].heard = now;
@@ -19694,7 +19710,7 @@ static bool tn_node_accept(tailnet_node *n, tn_session *s, tailnet_buf *pkt,
     if (work->len != 0) s->used_ms = n->rim.now_ms + 1;     /* keepalives are no use */
     tn_map_used(&n->map, s->peer, n->rim.now_ms);
     if (!TAILNET_DIRECT || from->relay) tn_relay_learn(&n->relay, tn_node_slot(n, s), from->slot);
-    else if (tn_path_heard(&s->path, &from->addr, n->rim.now_ms))
+    else if (tn_path_heard(&s->path, &from->addr, pkt->len, n->rim.now_ms))
         n->events |= TAILNET_EVENT_PATHS;
     pkt->off += TN_WG_HEAD_LEN;
     pkt->len = work->len;

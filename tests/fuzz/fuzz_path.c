@@ -147,7 +147,7 @@ static void event(unsigned op)
     case 8: pong(); break;
     case 9:
         some_addr(&a);
-        if ((op & 128) != 0) (void)tn_path_heard(&x.p, &a, x.now);
+        if ((op & 128) != 0) (void)tn_path_heard(&x.p, &a, 32, x.now);
         else                 (void)tn_path_unreachable(&x.p, &a, x.now);
         break;
     case 10:

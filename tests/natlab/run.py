@@ -2,7 +2,7 @@
 """NAT lab: tailnetd and the official client behind routers of all kinds, in network
 namespaces of their own.
 
-    run.py [-k WORD] [--quick] [--go-only] [--cells a,b] [--workers N] [--list]
+    run.py [-k WORD] [--not WORD] [--quick] [--go-only] [--cells a,b] [--workers N] [--list]
 
 --quick measures each pair once; --go-only leaves our program out: it tests the lab. Logs
 of a test lie in build/natlab/NAME. Prints a line `ok` or `not ok` for everything that is
@@ -170,6 +170,7 @@ def build():
 def read_options():
     args = argparse.ArgumentParser(usage=__doc__)
     args.add_argument("-k", action="append")
+    args.add_argument("--not", dest="unwanted")
     args.add_argument("--quick", action="store_true")
     args.add_argument("--go-only", action="store_true")
     args.add_argument("--cells", type=lambda text: text.split(","))
@@ -188,6 +189,7 @@ def main():
             print("%-20s %s" % (name, (f.__doc__ or "").splitlines()[0]))
         return
     names = [n for n in TESTS if not options.k or any(k in n for k in options.k)]
+    names = [n for n in names if not options.unwanted or options.unwanted not in n]
     if options.go_only:
         names = [n for n in names if n not in scripts.ONLY_OURS]
     if os.geteuid() != 0 or not os.access("/dev/net/tun", os.R_OK | os.W_OK):

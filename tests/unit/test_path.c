@@ -741,6 +741,14 @@ static void doubtful_sources(void)
     }
     tn_path_probe(&p, now);
     CHECK(drain().pings == 0);
+    for (i = 0; i < 4; i++) {               /* or for packets of its size          */
+        CHECK(!tn_path_heard(&p, &a, 40, now) && drain().pings == (i == 3));
+    }
+    CHECK(!tn_path_heard(&p, &a, 1300, now) && drain().pings == 0);
+    now += 5000;
+    p.beat = (uint32_t)now;
+    (void)use();
+    CHECK(drain().pings == 0);
     tx[11]++;                               /* a ping for a ping                   */
     CHECK(!tn_path_ping_in(&p, &a, tx, now));
     w = drain();
@@ -886,15 +894,15 @@ static void silent(void)
     p.silent = true;
     list(A, B, NULL);
     now += 6500;
-    CHECK(!tn_path_heard(&p, &b, now));
-    CHECK(!tn_path_heard(&p, &a, now));
+    CHECK(!tn_path_heard(&p, &b, 32, now));
+    CHECK(!tn_path_heard(&p, &a, 32, now));
     now += 6500;
     CHECK(use() == TN_PATH_UDP && drain().pings == 0 && (p.due & TN_PATH_BEATS) == 0);
     now += 1;
     CHECK(use() == (TN_PATH_UDP | TN_PATH_RELAY) && drain().pings == 2);
     p.silent = false;
     now += 1;
-    CHECK(!tn_path_heard(&p, &a, now) && p.state == TN_PATH_UNTRUSTED);
+    CHECK(!tn_path_heard(&p, &a, 32, now) && p.state == TN_PATH_UNTRUSTED);
 }
 
 /* A peer without disco. */
@@ -914,9 +922,9 @@ static void plain(void)
         turns[to.ip[0] == 203 ? 0 : to.ip[0] == 192 ? 1 : 2]++;
     }
     for (i = 0; i < 3; i++) CHECK(turns[i] == 20);
-    CHECK(tn_path_heard(&p, &b, now) && !tn_path_heard(&p, &b, now));
+    CHECK(tn_path_heard(&p, &b, 32, now) && !tn_path_heard(&p, &b, 32, now));
     CHECK(tn_path_use(&p, now, &to) == TN_PATH_UDP && tn_addr_same(&to, &b));
-    CHECK(tn_path_heard(&p, &x, now));      /* it roamed */
+    CHECK(tn_path_heard(&p, &x, 32, now));      /* it roamed */
     now += 15000;
     CHECK(tn_path_use(&p, now, &to) == TN_PATH_UDP && tn_addr_same(&to, &x));
     now += 1;
@@ -929,11 +937,11 @@ static void plain(void)
     list(A, B, C);                          /* the only thing we know stays */
     CHECK(tn_path_best(&p, &to) && tn_addr_same(&to, &x));
     x = addr(A);
-    CHECK(tn_path_heard(&p, &x, now));
+    CHECK(tn_path_heard(&p, &x, 32, now));
     now += 20000;
     CHECK(tn_path_use(&p, now, &to) == TN_PATH_UDP && tn_addr_same(&to, &x));
     x = addr("224.0.0.1:1");
-    CHECK(!tn_path_heard(&p, &x, now));
+    CHECK(!tn_path_heard(&p, &x, 32, now));
 }
 
 /* The 32 bits of the clock run over under way, and years without traffic. */
