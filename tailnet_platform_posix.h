@@ -380,7 +380,7 @@ TAILNET_API bool tailnet_posix_prefix_parse(tailnet_prefix *out, const char *tex
 #  endif
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__PCC__)
 #  pragma GCC diagnostic push
 #  pragma GCC diagnostic ignored "-Wconversion"
 #  pragma GCC diagnostic ignored "-Wsign-conversion"
@@ -389,7 +389,7 @@ TAILNET_API bool tailnet_posix_prefix_parse(tailnet_prefix *out, const char *tex
 #  pragma GCC diagnostic ignored "-Wundef"
 #endif
 #include <bearssl.h>
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__PCC__)
 #  pragma GCC diagnostic pop
 #endif
 
@@ -2982,7 +2982,8 @@ static void tnp_io_ip_output(void *user, tailnet_buf *pkts, size_t count)
  * depends on a secret.
  * ======================================================================== */
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(TAILNET_POSIX_NO_VECTORS)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__PCC__) && \
+    !defined(TAILNET_POSIX_NO_VECTORS)
 #  define TNP_VECTORS 1
 #  include <immintrin.h>
 #  define TNP_AVX2 __attribute__((target("avx2")))
