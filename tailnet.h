@@ -1492,7 +1492,7 @@ static bool tn_ip_parse(tailnet_addr *out, const char *text, size_t len)
 }
 
 /* "1.2.3.4:5" or "[2001:db8::1]:5". */
-static bool tn_addr_parse(tailnet_addr *out, const char *text, size_t len)
+static TN_MAYBE_UNUSED bool tn_addr_parse(tailnet_addr *out, const char *text, size_t len)
 {
     size_t   colon  = len;
     unsigned family = 4;
@@ -11501,7 +11501,7 @@ static uint8_t *tn_link_engine_in(const tn_links *t, const tn_link *l)
 {
     bool lean = TN_LINK_LEAN(t->engine_count) && l->engine != 0;
     return t->engine_in + (size_t)l->engine * t->engine_in_len -
-           (lean ? TN_TLS_IN_LEN - TN_TLS_LEAN_LEN : 0);
+           (size_t)lean * (TN_TLS_IN_LEN - TN_TLS_LEAN_LEN);
 }
 
 /* Bytes there. */

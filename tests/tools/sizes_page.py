@@ -331,7 +331,8 @@ def compare(old, new):
         bad.append("docs/sizes.md has other lines than it should")
     for a, b in zip(old_lines, new_lines):
         heading = b if b.startswith("## ") else heading
-        loose = other or heading.startswith(LOOSE)
+        # Optimising while linking, the compiler is not the same to the byte in each folder.
+        loose = other or heading.startswith(LOOSE) or "example firmware" in b
         if a != b and not (loose and (close(a, b) or a.startswith("Compilers: "))):
             bad.append("docs/sizes.md says  %s\n        and it is  %s" % (a, b))
     return bad[:8] + (["run make size and say why"] if bad else [])
