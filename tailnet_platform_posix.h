@@ -138,8 +138,9 @@ typedef struct tailnet_posix_options {
 
     void (*log)(void *user, int level, uint32_t code, const char *text);
 
-    uint32_t tcp_send_buffer;       /* bytes the kernel may hold of a relay stream: small, */
-                                    /*   so that back-pressure is felt; default 262144     */
+    uint32_t tcp_send_buffer;       /* bytes the kernel may hold of a relay stream at most, */
+                                    /*   so that back-pressure is felt; default 262144.    */
+                                    /*   Linux: less while the relay is near               */
     uint32_t tcp_not_sent;          /* of these not yet on the wire; default 65536         */
     uint32_t tcp_rate;              /* bytes a second per connection at most; 0: any       */
     uint32_t udp_buffer;            /* bytes of each datagram socket; default 4194304      */
@@ -182,6 +183,7 @@ typedef struct tailnet_posix_slot {
     tailnet_addr        addrs[TAILNET_POSIX_ADDRS];
     size_t              addr_count, addr_next;
     uint64_t            race_at_ms;
+    uint64_t            fit_at_ms;  /* when the kernel's share is looked at again */
     size_t              in_at, in_len;
     uint8_t             in[TAILNET_POSIX_STREAM];
 } tailnet_posix_slot;
@@ -1377,6 +1379,7 @@ static void tnp_tcp_clear(tailnet_posix *p, tailnet_posix_slot *s)
     for (i = 0; i < TAILNET_POSIX_TRIES; i++) tnp_drop(p, &s->tries[i]);
     s->used = s->open = s->ended = s->told = false;
     s->addr_count = s->addr_next = s->in_at = s->in_len = 0;
+    s->fit_at_ms = 0;
 }
 
 static int tnp_io_tcp_open(void *user, tailnet_link link, const tailnet_dial *dial)
@@ -1410,6 +1413,35 @@ static int tnp_io_tcp_open(void *user, tailnet_link link, const tailnet_dial *di
     return 0;
 }
 
+enum {
+    TNP_FIT_MS     = 500,
+    TNP_FIT_LEAST  = 16384,         /* bytes: eleven packets                       */
+    TNP_FIT_PER_US = 32             /* bytes per microsecond of the round trip     */
+};
+
+/* A relay keeps 32 packets for each of its clients and loses the oldest of more (derpserver.go,
+ * perClientSendQueueDepth). So the kernel holds no more of a stream than the round trip to the
+ * relay asks for: bursts stay short where the relay is near, and far ones are not throttled. */
+static void tnp_tcp_fit(const tailnet_posix *p, tailnet_posix_slot *s)
+{
+#if defined(__linux__) && defined(TCP_INFO)
+    struct tcp_info info;
+    socklen_t       len = (socklen_t)sizeof info;
+    uint64_t        now = tnp_now(), room;
+    if (now < s->fit_at_ms) return;
+    s->fit_at_ms = now + TNP_FIT_MS;
+    memset(&info, 0, sizeof info);
+    if (getsockopt(s->tries[0].fd, IPPROTO_TCP, TCP_INFO, &info, &len) != 0 ||
+        len < offsetof(struct tcp_info, tcpi_rtt) + sizeof info.tcpi_rtt)
+        return;
+    room = TNP_FIT_LEAST + (uint64_t)info.tcpi_rtt * TNP_FIT_PER_US;
+    if (room > p->opt.tcp_send_buffer) room = p->opt.tcp_send_buffer;
+    tnp_option(s->tries[0].fd, SOL_SOCKET, SO_SNDBUF, (int)room);
+#else
+    (void)p; (void)s;
+#endif
+}
+
 static int32_t tnp_io_tcp_output(void *user, tailnet_link link, const void *data, size_t size)
 {
     tailnet_posix      *p = (tailnet_posix *)user;
@@ -1417,6 +1449,7 @@ static int32_t tnp_io_tcp_output(void *user, tailnet_link link, const void *data
     ssize_t             n;
     if (s == NULL || !s->open || s->tries[0].fd < 0) return -1;
     if (size > 0x40000000u) size = 0x40000000u;
+    tnp_tcp_fit(p, s);
     do n = send(s->tries[0].fd, data, size, MSG_NOSIGNAL);
     while (n < 0 && errno == EINTR);
     if (n < 0 && (errno == EAGAIN || errno == ENOBUFS)) n = 0;

@@ -629,6 +629,43 @@ static void names_do_not_block(void)
     CHECK(s.count == 0);
 }
 
+/* How much the kernel holds of a stream after some bytes of it, the kernel's own doubling undone,
+ * and whether it tells the time of a round trip (not in qemu-user). */
+static int room_of_stream(uint32_t most, bool *told)
+{
+    char         info[256];
+    socklen_t    info_len = (socklen_t)sizeof info;
+    struct seen  s;
+    tailnet_dial d;
+    uint16_t     port;
+    int          listener = listen_local(&port), peer, room = 0;
+    socklen_t    len = (socklen_t)sizeof room;
+    CHECK(open_posix(&s, "https://127.0.0.1:9", 0) == TAILNET_OK);
+    if (posix.node == NULL) return -1;
+    posix.opt.tcp_send_buffer = most;
+    dial(&d, "127.0.0.1", port);
+    CHECK(tnp_io_tcp_open(&posix, 0x101, &d) == 0);
+    turns(50);
+    peer = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+    CHECK(peer >= 0 && tnp_io_tcp_output(&posix, 0x101, "abc", 3) == 3);
+    CHECK(getsockopt(posix.slot[1].tries[0].fd, SOL_SOCKET, SO_SNDBUF, &room, &len) == 0);
+    *told = getsockopt(posix.slot[1].tries[0].fd, IPPROTO_TCP, TCP_INFO, info, &info_len) == 0 &&
+            info_len > 100;
+    close(peer);
+    close(listener);
+    tailnet_posix_close(&posix);
+    return room / 2;
+}
+
+/* A relay next door: its queue of 32 packets is not filled in one burst. */
+static void near_stream_is_held_short(void)
+{
+    bool told;
+    int  room = room_of_stream(200000, &told);
+    CHECK(told ? room >= TNP_FIT_LEAST && room < 200000 : room == 200000);
+    CHECK(room_of_stream(9000, &told) == 9000);
+}
+
 static void names_time_out(void)
 {
     struct seen  s;
@@ -1478,6 +1515,7 @@ int main(void)
     TEST(node_connects);
     TEST(run_stops);
     TEST(names_do_not_block);
+    TEST(near_stream_is_held_short);
     TEST(names_time_out);
     TEST(addresses_in_turn);
     unlink(in_folder("state"));
