@@ -75,49 +75,10 @@ static int on_flash_write(void *user, unsigned place, const void *record, size_t
     return board_flash_erase(at) && board_flash_write(at, record, size) ? 0 : -1;
 }
 
-static void say_problem(void)
-{
-    report          r;
-    tailnet_problem p;
-    if (!tailnet_get_problem(tailnet.node, &p)) return;
-    r.at = 0;
-    say_text(&r, "problem ");
-    say_text(&r, p.section);
-    say_text(&r, p.result < 0 ? " -" : " ");
-    say_number(&r, (uint64_t)(p.result < 0 ? -p.result : p.result));
-    say_text(&r, " ");
-    say_number(&r, (uint64_t)p.detail);
-    say_text(&r, " ");
-    say_text(&r, p.text);
-    say_end(&r);
-}
-
-static void say_running(void)
-{
-    report       r;
-    tailnet_self self;
-    if (!tailnet_get_self(tailnet.node, &self)) return;
-    r.at = 0;
-    say_text(&r, "running ");
-    say_ip4(&r, self.ip4.ip);
-    say_text(&r, " ms ");
-    say_number(&r, board_millis());
-    say_text(&r, " busy ");
-    say_number(&r, board_busy());
-    say_text(&r, " stack ");
-    say_number(&r, board_stack_depth());
-    say_end(&r);
-}
-
 static void on_news(void *user, tailnet_lwip *t, uint32_t events)
 {
-    tailnet_state state = tailnet_get_state(t->node);
     (void)user;
-    if (events & TAILNET_EVENT_PROBLEM) say_problem();
-    if (events & (TAILNET_EVENT_STATE | TAILNET_EVENT_SELF)) {
-        if (state == TAILNET_STATE_RUNNING) say_running();
-        else                                say("state", (uint64_t)state);
-    }
+    say_news(t->node, events);
 }
 
 /* ---- what the device is for --------------------------------------------------------- */
@@ -300,7 +261,7 @@ int main(void)
         wait = tailnet_lwip_wait_ms(&tailnet, call.wanted && !call.answered ? 100 : 60000);
         if (wait != 0) board_sleep(wait);
         if (report_at != 0 && board_millis() >= report_at) {
-            say_running();
+            say_running(tailnet.node);
             report_at += setting_number("report-ms", 0);
         }
     }

@@ -420,49 +420,10 @@ static void listen(void)
 
 /* ---- start and loop ------------------------------------------------------------------ */
 
-static void say_running(void)
-{
-    report       r;
-    tailnet_self self;
-    if (!tailnet_get_self(node, &self)) return;
-    r.at = 0;
-    say_text(&r, "running ");
-    say_ip4(&r, self.ip4.ip);
-    say_text(&r, " ms ");
-    say_number(&r, board_millis());
-    say_text(&r, " busy ");
-    say_number(&r, board_busy());
-    say_text(&r, " stack ");
-    say_number(&r, board_stack_depth());
-    say_end(&r);
-}
-
-static void say_problem(void)
-{
-    report          r;
-    tailnet_problem p;
-    if (!tailnet_get_problem(node, &p)) return;
-    r.at = 0;
-    say_text(&r, "problem ");
-    say_text(&r, p.section);
-    say_text(&r, p.result < 0 ? " -" : " ");
-    say_number(&r, (uint64_t)(p.result < 0 ? -p.result : p.result));
-    say_text(&r, " ");
-    say_number(&r, (uint64_t)p.detail);
-    say_text(&r, " ");
-    say_text(&r, p.text);
-    say_end(&r);
-}
-
 static void news(uint32_t events)
 {
-    tailnet_state state = tailnet_get_state(node);
     if (events & TAILNET_EVENT_SAVE) record_write();
-    if (events & TAILNET_EVENT_PROBLEM) say_problem();
-    if (events & (TAILNET_EVENT_STATE | TAILNET_EVENT_SELF)) {
-        if (state == TAILNET_STATE_RUNNING) say_running();
-        else                                say("state", (uint64_t)state);
-    }
+    say_news(node, events);
 }
 
 static bool start(void)
@@ -536,7 +497,7 @@ int main(void)
         if (lockstep && in.turn == 0) rest_in_lockstep(wait);
         else if (!lockstep && wait != 0) modem_sleep(wait);
         if (report_at != 0 && board_millis() >= report_at) {
-            say_running();
+            say_running(node);
             report_at += setting_number("report-ms", 0);
         }
     }

@@ -4,8 +4,8 @@
  * Interrupts stay masked: a pending one ends the wait in board_sleep, and that is all it is
  * for. Only modem.c takes one, because its UART has no memory. */
 #include "board.h"
+#include "image.h"
 #include "mps2.h"
-#include "semihost.h"
 
 #include <string.h>
 
@@ -15,11 +15,8 @@
 #ifndef FLASH_BASE
 #  define FLASH_BASE 0x21000000u            /* PSRAM (AN500: 0x60000000): the test    */
 #endif                                      /* keeps it in a file                     */
-#define STACK_PAINT 0x5ac3a55au
 
 enum { TICKS_PER_MS = 25000, WAKE_IRQ = 9 };
-
-extern uint32_t   _data[], _data_end[], _data_load[], _bss[], _bss_end[], _stack_top[];
 
 int main(void);
 
@@ -43,25 +40,12 @@ static void clocks(void)
     NVIC_ENABLE(WAKE_IRQ);
 }
 
-/* Below everything that runs: the unused stack gets a pattern that shows its depth. */
-static void paint(void)
-{
-    uint32_t *here = (uint32_t *)__builtin_frame_address(0) - 16;
-    uint32_t *p    = _bss_end;
-    while (p < here) *p++ = STACK_PAINT;
-}
-
 void board_reset(void)
 {
-    const char *power;
     __asm__ volatile("cpsid i");
-    memcpy(_data, _data_load, (size_t)((char *)_data_end - (char *)_data));
-    memset(_bss, 0, (size_t)((char *)_bss_end - (char *)_bss));
-    paint();
+    image_begin();
     clocks();
-    power = board_setting("power-fails", NULL);
-    while (power != NULL && *power != '\0')
-        board.power = board.power * 10 + (uint32_t)(*power++ - '0');
+    board.power = image_power();
     board_exit(main());
 }
 
@@ -141,8 +125,6 @@ void board_sleep(uint32_t ms)
 
 /* ---- the small things --------------------------------------------------------------- */
 
-bool board_random(void *dst, size_t size) { return semihost_random(dst, size) == 0; }
-
 void board_print(const char *text)
 {
     for (;; text++) {
@@ -150,19 +132,6 @@ void board_print(const char *text)
         REG(UART_PRINT) = *text != '\0' ? (uint32_t)(unsigned char)*text : '\n';
         if (*text == '\0') return;
     }
-}
-
-void board_exit(int code)
-{
-    semihost_exit(code);
-    for (;;) {}
-}
-
-size_t board_stack_depth(void)
-{
-    const uint32_t *p = _bss_end;
-    while (*p == STACK_PAINT) p++;
-    return (size_t)((const char *)_stack_top - (const char *)p);
 }
 
 /* ---- flash -------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
  * numbers, and its CFI flash. Interrupts stay masked: a pending one ends the wait in
  * board_sleep, and that is all it is for. */
 #include "board.h"
-#include "semihost.h"
+#include "image.h"
 #include "virt.h"
 
 #include <string.h>
@@ -13,11 +13,8 @@
 #define MTIME       0x0200bff8u
 #define FLASH       0x22000000u             /* two chips of 16 bits side by side      */
 #define FLASH_STEP  0x40000u                /* what they erase in one go              */
-#define STACK_PAINT 0x5ac3a55au
 
 enum { TICKS_PER_MS = 10000, NS_PER_TICK = 100, MTIE = 1 << 7, MEIE = 1 << 11 };
-
-extern uint32_t   _data[], _data_end[], _data_load[], _bss[], _bss_end[], _stack_top[];
 
 int main(void);
 
@@ -33,24 +30,11 @@ __attribute__((naked, section(".vectors"), used)) void _start(void)
     __asm__ volatile("la sp, _stack_top\n la t0, board_fault\n csrw mtvec, t0\n j board_reset");
 }
 
-/* Below everything that runs: the unused stack gets a pattern that shows its depth. */
-static void paint(void)
-{
-    uint32_t *here = (uint32_t *)__builtin_frame_address(0) - 16;
-    uint32_t *p    = _bss_end;
-    while (p < here) *p++ = STACK_PAINT;
-}
-
 __attribute__((used)) void board_reset(void)
 {
-    const char *power;
-    memcpy(_data, _data_load, (size_t)((char *)_data_end - (char *)_data));
-    memset(_bss, 0, (size_t)((char *)_bss_end - (char *)_bss));
-    paint();
+    image_begin();
     REG(PLIC + 0x200000) = 0;               /* every priority above 0 counts          */
-    power = board_setting("power-fails", NULL);
-    while (power != NULL && *power != '\0')
-        board.power = board.power * 10 + (uint32_t)(*power++ - '0');
+    board.power = image_power();
     board_exit(main());
 }
 
@@ -110,8 +94,6 @@ void virt_interrupt(unsigned irq)
 
 /* ---- the small things --------------------------------------------------------------- */
 
-bool board_random(void *dst, size_t size) { return semihost_random(dst, size) == 0; }
-
 void board_print(const char *text)
 {
     for (;; text++) {
@@ -119,19 +101,6 @@ void board_print(const char *text)
         *(volatile uint8_t *)UART = *text != '\0' ? (uint8_t)*text : (uint8_t)'\n';
         if (*text == '\0') return;
     }
-}
-
-void board_exit(int code)
-{
-    semihost_exit(code);
-    for (;;) {}
-}
-
-size_t board_stack_depth(void)
-{
-    const uint32_t *p = _bss_end;
-    while (*p == STACK_PAINT) p++;
-    return (size_t)((const char *)_stack_top - (const char *)p);
 }
 
 /* ---- flash: Intel's command set on both chips at once --------------------------------- */

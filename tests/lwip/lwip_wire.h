@@ -23,6 +23,7 @@ typedef struct on_wire {
 } on_wire;
 
 typedef struct host {
+    cable_end    end;
     struct netif netif;
     tailnet_addr ip4, ip6;
     bool         cut;                           /* nothing in, nothing out            */
@@ -84,33 +85,6 @@ static err_t wire_output(struct netif *n, struct pbuf *p)
     return ERR_OK;
 }
 
-#if LWIP_IPV4
-static err_t wire_output4(struct netif *n, struct pbuf *p, const ip4_addr_t *to)
-{
-    (void)to;
-    return wire_output(n, p);
-}
-#endif
-#if LWIP_IPV6
-static err_t wire_output6(struct netif *n, struct pbuf *p, const ip6_addr_t *to)
-{
-    (void)to;
-    return wire_output(n, p);
-}
-#endif
-
-static err_t wire_setup(struct netif *n)
-{
-    n->mtu = 1500;
-#if LWIP_IPV4
-    n->output = wire_output4;
-#endif
-#if LWIP_IPV6
-    n->output_ip6 = wire_output6;
-#endif
-    return ERR_OK;
-}
-
 static void host_place(host *h, const char *ip4, const char *ip6)
 {
     memset(&h->ip4, 0, sizeof h->ip4);
@@ -143,7 +117,8 @@ static void host_add(unsigned i, const char *ip4, const char *ip6)
 {
     host *h = &wire.host[i];
     memset(h, 0, sizeof *h);
-    CHECK(netif_add_noaddr(&h->netif, h, wire_setup, ip_input) != NULL);
+    h->end.output = wire_output;
+    CHECK(netif_add_noaddr(&h->netif, h, cable_setup, ip_input) != NULL);
     host_place(h, ip4, ip6);
     netif_set_up(&h->netif);
     netif_set_link_up(&h->netif);

@@ -44,6 +44,40 @@ static size_t bridge_input(tailnet_node *n, tailnet_link link, const void *data,
 #include "lwip/raw.h"
 #include "lwip/stats.h"
 
+/* ---- a network interface of the tests: whole IP packets go to one function, which its
+ * state begins with ---- */
+
+typedef struct cable_end {
+    err_t (*output)(struct netif *n, struct pbuf *p);
+} cable_end;
+
+#if LWIP_IPV4
+static err_t cable_output4(struct netif *n, struct pbuf *p, const ip4_addr_t *to)
+{
+    (void)to;
+    return ((const cable_end *)n->state)->output(n, p);
+}
+#endif
+#if LWIP_IPV6
+static err_t cable_output6(struct netif *n, struct pbuf *p, const ip6_addr_t *to)
+{
+    (void)to;
+    return ((const cable_end *)n->state)->output(n, p);
+}
+#endif
+
+static err_t cable_setup(struct netif *n)
+{
+    n->mtu = 1500;
+#if LWIP_IPV4
+    n->output = cable_output4;
+#endif
+#if LWIP_IPV6
+    n->output_ip6 = cable_output6;
+#endif
+    return ERR_OK;
+}
+
 unsigned tests_lwip_rand(void) { return (unsigned)tn_test_random(); }
 
 /* ---- two ends of one TCP connection, and what they are to do ---- */

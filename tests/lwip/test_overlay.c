@@ -40,37 +40,12 @@ static err_t lan_output(struct netif *n, struct pbuf *p)
     return ERR_OK;
 }
 
-#if LWIP_IPV4
-static err_t lan_output4(struct netif *n, struct pbuf *p, const ip4_addr_t *to)
-{
-    (void)to;
-    return lan_output(n, p);
-}
-#endif
-#if LWIP_IPV6
-static err_t lan_output6(struct netif *n, struct pbuf *p, const ip6_addr_t *to)
-{
-    (void)to;
-    return lan_output(n, p);
-}
-#endif
-
-static err_t lan_setup(struct netif *n)
-{
-    n->mtu = 1500;
-#if LWIP_IPV4
-    n->output = lan_output4;
-#endif
-#if LWIP_IPV6
-    n->output_ip6 = lan_output6;
-#endif
-    return ERR_OK;
-}
-
 /* A local network beside the tailnet, 192.168.7.2/24 and 2001:db8:7::2, which is the default. */
 static void lan_open(void)
 {
-    CHECK(netif_add_noaddr(&lan, NULL, lan_setup, ip_input) != NULL);
+    static cable_end end;
+    end.output = lan_output;
+    CHECK(netif_add_noaddr(&lan, &end, cable_setup, ip_input) != NULL);
 #if LWIP_IPV4
     {
         ip4_addr_t ip, mask, gw;
