@@ -697,9 +697,12 @@ static void tnp_pem_name(void *user, const void *data, size_t size)
     }
 }
 
+/* BearSSL's decoder must not be fed after an error: it would go on from the middle of what
+ * failed, on a stack that no longer fits. */
 static void tnp_pem_bytes(void *user, const void *data, size_t size)
 {
-    br_x509_decoder_push(&((tnp_pem *)user)->x509, data, size);
+    br_x509_decoder_context *x509 = &((tnp_pem *)user)->x509;
+    if (x509->err == 0) br_x509_decoder_push(x509, data, size);
 }
 
 /* The next piece of the block, filled with data; NULL while only measuring. */

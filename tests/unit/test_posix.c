@@ -273,6 +273,28 @@ static void pem_garbage(void)
     free(pem);
 }
 
+/* A date that is none within the first 255 bytes, which come in one piece, and more after them:
+ * BearSSL's decoder goes astray when it is fed on. Found by fuzzing. */
+static void damaged_certificate_is_left_alone(void)
+{
+    static const struct { size_t at; char bytes[12]; size_t size; } put[] = {
+        {0, "\x30\x82\x03\x00\x30\x82\x02\x00", 8},
+        {8, "\xa0\x03\x02\x01\x00\x02\x14", 7},
+        {35, "\x30\x0d", 2}, {50, "\x30\x25", 2}, {89, "\x30\x20\x17\x0d\x32\x38", 6},
+        {255, "\x30", 1}};
+    tailnet_posix_ca ca;
+    uint8_t          der[511];
+    char             pem[1024];
+    size_t           i, len;
+    memset(der, 0, sizeof der);
+    for (i = 0; i < sizeof put / sizeof put[0]; i++)
+        memcpy(der + put[i].at, put[i].bytes, put[i].size);
+    len = br_pem_encode(pem, der, sizeof der, "CERTIFICATE", 0);
+    CHECK(len < sizeof pem && tailnet_posix_anchors(&ca, pem, len) == TAILNET_ERR_MALFORMED);
+    CHECK(ca.skipped == 1);
+    tailnet_posix_anchors_free(&ca);
+}
+
 /* ---- Packets of our own ------------------------------------------------------------------ */
 
 static void udp_packets(void)
@@ -1489,6 +1511,7 @@ int main(void)
     TEST(pem_good);
     TEST(pem_truncated);
     TEST(pem_garbage);
+    TEST(damaged_certificate_is_left_alone);
     TEST(udp_packets);
     TEST(echo_packets);
     TEST(packets_of_noise);
