@@ -145,7 +145,7 @@ typedef struct tailnet_posix_options {
     uint32_t tcp_rate;              /* bytes a second per connection at most; 0: any       */
     uint32_t udp_buffer;            /* bytes of each datagram socket; default 4194304      */
     uint16_t turn_packets;          /* packets from TUN in one turn; default 64            */
-    uint16_t hold_ms;               /* a packet waits that long for a full link; 100       */
+    uint16_t hold_ms;               /* a packet waits that long for a full link; 250       */
     uint16_t race_ms;               /* before the next address is tried as well; 250       */
     uint16_t lookup_ms;             /* a name look-up may take; default 10000              */
     uint16_t settle_ms;             /* from the first sign of another network to the look  */
@@ -258,7 +258,7 @@ struct tailnet_posix {
     int                   tun_index;
     tailnet_prefix        route[TAILNET_POSIX_ROUTES];
     size_t                route_count;
-    uint64_t              full_since_ms;
+    uint64_t              full_since_ms, hold_from_ms;
     bool                  vnet;         /* TUN has headers for long packets    */
     tailnet_posix_cut     cut;          /* of tun_in                           */
     tailnet_buf           run[TAILNET_POSIX_RUN]; /* packets from TUN, in space */
@@ -1024,6 +1024,7 @@ static bool tnp_udp_read(tnp_packet *k, const uint8_t **data, size_t *size)
  * encrypts in place, so it gets a copy, and a packet that has to wait is still whole. */
 static tailnet_result tnp_offer(tailnet_posix *p, const uint8_t *packet, size_t size)
 {
+    uint64_t       now = tnp_now();
     tailnet_buf    buf;
     tailnet_result result;
     memset(&buf, 0, sizeof buf);
@@ -1037,12 +1038,17 @@ static tailnet_result tnp_offer(tailnet_posix *p, const uint8_t *packet, size_t 
         p->full_since_ms = 0;
         return result;
     }
-    /* A link that stays full, or is not there, must not hold everything for ever. */
-    if (p->full_since_ms == 0) {
-        p->full_since_ms = tnp_now();
-        p->held++;
+    /* One peer's relay that stays full, or does not answer, holds up the packets to all others:
+     * not for long, and after that not again for ten times as long. */
+    if (now >= p->hold_from_ms) {
+        if (p->full_since_ms == 0) {
+            p->full_since_ms = now;
+            p->held++;
+        }
+        if (now - p->full_since_ms < p->opt.hold_ms) return TAILNET_ERR_AGAIN;
+        p->full_since_ms = 0;
+        p->hold_from_ms  = now + 10u * p->opt.hold_ms;
     }
-    if (tnp_now() - p->full_since_ms < p->opt.hold_ms) return TAILNET_ERR_AGAIN;
     p->dropped++;
     return TAILNET_ERR_NETWORK;
 }
@@ -3372,7 +3378,7 @@ static void tnp_defaults(tailnet_posix_options *o)
     if (o->tcp_not_sent == 0) o->tcp_not_sent = 65536;
     if (o->udp_buffer == 0) o->udp_buffer = 4194304;
     if (o->turn_packets == 0) o->turn_packets = 64;
-    if (o->hold_ms == 0) o->hold_ms = 100;
+    if (o->hold_ms == 0) o->hold_ms = 250;
     if (o->race_ms == 0) o->race_ms = 250;
     if (o->lookup_ms == 0) o->lookup_ms = 10000;
     if (o->settle_ms == 0) o->settle_ms = 100;

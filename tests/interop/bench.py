@@ -119,19 +119,19 @@ def per_megabyte(runs):
                           sum(r.retransmits for r in runs) / (sum(r.bytes for r in runs) / 1e6))
 
 
-def tcp_table(lab, far, nodes, seconds, rounds):
-    """Each node in turn, so that a busy moment of the machine meets all of them."""
-    out, back = {n: [] for n in nodes}, {n: [] for n in nodes}
+def tcp_table(lab, pairs, seconds, rounds):
+    """Each pair in turn, so that a busy moment of the machine meets all of them."""
+    out, back = {n: [] for n in pairs}, {n: [] for n in pairs}
     for _ in range(rounds):
-        for name, node in nodes.items():
+        for name, (node, far) in pairs.items():
             out[name].append(Iperf(lab, node, far, far.ip4, seconds=seconds))
             back[name].append(Iperf(lab, node, far, far.ip4, seconds=seconds, reverse=True))
     with open("/proc/sys/net/ipv4/tcp_congestion_control") as f:
         kind = f.read().strip()
-    head("TCP (%s) through headscale's relay to and from tailscaled, one stream, %d times %d s"
-         % (kind, rounds, seconds), "", "sent, median", "received, median",
-         "retransmissions out (for each MB)", "retransmissions in (for each MB)")
-    for name in nodes:
+    head("TCP (%s) through headscale's relay, one stream, %d times %d s" % (kind, rounds, seconds),
+         "", "there, median", "back, median", "retransmissions there (for each MB)",
+         "retransmissions back (for each MB)")
+    for name in pairs:
         row(name, *("%.0f Mbit/s" % middle([r.mbits for r in runs[name]]) for runs in (out, back)),
             per_megabyte(out[name]), per_megabyte(back[name]))
 
@@ -139,11 +139,14 @@ def tcp_table(lab, far, nodes, seconds, rounds):
 def bench_tcp(lab, hs, seconds, rounds):
     key = hs.auth_key("--reusable")
     far = lab.official("far").up(hs, key)
+    far_ours = lab.ours("far-ours", tun="tun0").up(hs, key)
     ours = lab.ours("tun-ours", tun="tun0").up(hs, key)
     theirs = lab.official("tun-go").up(hs, key)
-    for node in (ours, theirs):
-        wait_for("the way is open", lambda n=node: icmp(n, far.ip4, 2, timeout=3), 30)
-    tcp_table(lab, far, {"tailnetd": ours, "tailscaled": theirs}, seconds, rounds)
+    pairs = {"tailnetd to tailscaled": (ours, far), "tailscaled to tailscaled": (theirs, far),
+             "tailnetd to tailnetd": (ours, far_ours)}
+    for node, other in pairs.values():
+        wait_for("the way is open", lambda a=node, b=other: icmp(a, b.ip4, 2, timeout=3), 30)
+    tcp_table(lab, pairs, seconds, rounds)
     bench_memory("Memory after that", ours, theirs)
 
 

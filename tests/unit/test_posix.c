@@ -688,6 +688,29 @@ static void near_stream_is_held_short(void)
     CHECK(room_of_stream(9000, &told) == 9000);
 }
 
+/* A node that is not running takes nothing, like a relay that does not answer. */
+static void holding_up_is_rare(void)
+{
+    static const uint8_t packet[28] = {0x45};
+    struct seen          s;
+    uint64_t             begin;
+    CHECK(open_posix(&s, "https://127.0.0.1:9", 0) == TAILNET_OK);
+    if (posix.node == NULL) return;
+    CHECK(posix.opt.hold_ms == 250);
+    posix.opt.hold_ms = 30;
+    begin             = tnp_now();
+    while (tnp_offer(&posix, packet, sizeof packet) == TAILNET_ERR_AGAIN && tnp_now() < begin + 999)
+        turns(1);
+    CHECK(tnp_now() - begin >= 30 && tnp_now() - begin < 250 && posix.dropped == 1);
+    begin = tnp_now();
+    posix.full_since_ms = 0;                        /* somebody else's packet was taken */
+    CHECK(tnp_offer(&posix, packet, sizeof packet) == TAILNET_ERR_NETWORK && posix.dropped == 2);
+    while (tnp_offer(&posix, packet, sizeof packet) != TAILNET_ERR_AGAIN && tnp_now() < begin + 999)
+        turns(1);
+    CHECK(tnp_now() - begin >= 200 && tnp_now() - begin < 900 && posix.held == 2);
+    tailnet_posix_close(&posix);
+}
+
 static void names_time_out(void)
 {
     struct seen  s;
@@ -1539,6 +1562,7 @@ int main(void)
     TEST(run_stops);
     TEST(names_do_not_block);
     TEST(near_stream_is_held_short);
+    TEST(holding_up_is_rare);
     TEST(names_time_out);
     TEST(addresses_in_turn);
     unlink(in_folder("state"));
