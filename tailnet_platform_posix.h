@@ -95,6 +95,7 @@ enum {
     TAILNET_POSIX_UPLINKS = 2,      /* devices with UDP sockets of their own   */
     TAILNET_POSIX_SOCKETS = 2 + 2 * TAILNET_POSIX_UPLINKS,
     TAILNET_POSIX_KNOWN   = 64,     /* senders whose uplink is remembered      */
+    TAILNET_POSIX_WAITS   = 16,     /* destinations that packets wait for      */
     TAILNET_POSIX_SPACE   = 2048,   /* bytes for one packet with its room      */
     TAILNET_POSIX_STREAM  = 16640,  /* bytes of a stream that may wait         */
     TAILNET_POSIX_TRIES   = 3,      /* connections raced for one link          */
@@ -145,7 +146,9 @@ typedef struct tailnet_posix_options {
     uint32_t tcp_rate;              /* bytes a second per connection at most; 0: any       */
     uint32_t udp_buffer;            /* bytes of each datagram socket; default 4194304      */
     uint16_t turn_packets;          /* packets from TUN in one turn; default 64            */
-    uint16_t hold_ms;               /* a packet waits that long for a full link; 250       */
+    uint16_t hold_ms;               /* a packet waits that long for a link that is full or */
+                                    /*   not there yet, then none to the same destination  */
+                                    /*   for ten times as long, unless one is taken; 250   */
     uint16_t race_ms;               /* before the next address is tried as well; 250       */
     uint16_t lookup_ms;             /* a name look-up may take; default 10000              */
     uint16_t settle_ms;             /* from the first sign of another network to the look  */
@@ -184,6 +187,8 @@ typedef struct tailnet_posix_slot {
     size_t              addr_count, addr_next;
     uint64_t            race_at_ms;
     uint64_t            fit_at_ms;  /* when the kernel's share is looked at again */
+    uint64_t            trip_end_ms; /* how long trip_us holds                 */
+    uint32_t            trip_us;    /* the shortest round trip seen            */
     size_t              in_at, in_len;
     uint8_t             in[TAILNET_POSIX_STREAM];
 } tailnet_posix_slot;
@@ -206,6 +211,12 @@ typedef struct tailnet_posix_known {
 typedef struct tailnet_posix_cut {
     size_t size, tcp, head, step, next, count;
 } tailnet_posix_cut;
+
+/* Since when packets to one destination find no way; 0: they do. */
+typedef struct tailnet_posix_wait {
+    uint32_t key;
+    uint64_t since_ms;
+} tailnet_posix_wait;
 
 /* The network around us, as we last told it. */
 typedef struct tailnet_posix_network {
@@ -258,7 +269,7 @@ struct tailnet_posix {
     int                   tun_index;
     tailnet_prefix        route[TAILNET_POSIX_ROUTES];
     size_t                route_count;
-    uint64_t              full_since_ms, hold_from_ms;
+    tailnet_posix_wait    waits[TAILNET_POSIX_WAITS];
     bool                  vnet;         /* TUN has headers for long packets    */
     tailnet_posix_cut     cut;          /* of tun_in                           */
     tailnet_buf           run[TAILNET_POSIX_RUN]; /* packets from TUN, in space */
@@ -1020,13 +1031,28 @@ static bool tnp_udp_read(tnp_packet *k, const uint8_t **data, size_t *size)
     return true;
 }
 
+/* A number for the address that a packet goes to. */
+static uint32_t tnp_packet_to(const uint8_t *packet, size_t size)
+{
+    size_t   at = packet[0] >> 4 == 4 ? 16u : 24u, end = packet[0] >> 4 == 4 ? 20u : 40u;
+    uint32_t key = 2166136261u;             /* FNV-1a */
+    for (; at < end && at < size; at++) key = (key ^ packet[at]) * 16777619u;
+    return key;
+}
+
 /* One packet to the library. AGAIN: nothing has taken it, offer it again later. The library
- * encrypts in place, so it gets a copy, and a packet that has to wait is still whole. */
+ * encrypts in place, so it gets a copy, and a packet that has to wait is still whole.
+ *
+ * A packet that waits holds up the packets to everybody else. So those to a destination whose
+ * relay does not answer wait for hold_ms, and then not for ten times as long unless one of them
+ * is taken: it costs the others a tenth of the time at most. */
 static tailnet_result tnp_offer(tailnet_posix *p, const uint8_t *packet, size_t size)
 {
-    uint64_t       now = tnp_now();
-    tailnet_buf    buf;
-    tailnet_result result;
+    uint64_t            now = tnp_now();
+    uint32_t            key = tnp_packet_to(packet, size);
+    tailnet_posix_wait *w   = &p->waits[key % TAILNET_POSIX_WAITS];
+    tailnet_buf         buf;
+    tailnet_result      result;
     memset(&buf, 0, sizeof buf);
     buf.base = p->one;
     buf.cap  = TAILNET_POSIX_SPACE;
@@ -1035,20 +1061,16 @@ static tailnet_result tnp_offer(tailnet_posix *p, const uint8_t *packet, size_t 
     memcpy(buf.base + buf.off, packet, size);
     result = tailnet_ip_input(p->node, &buf, 1);
     if (result != TAILNET_ERR_AGAIN) {
-        p->full_since_ms = 0;
+        if (w->key == key) w->since_ms = 0;
         return result;
     }
-    /* One peer's relay that stays full, or does not answer, holds up the packets to all others:
-     * not for long, and after that not again for ten times as long. */
-    if (now >= p->hold_from_ms) {
-        if (p->full_since_ms == 0) {
-            p->full_since_ms = now;
-            p->held++;
-        }
-        if (now - p->full_since_ms < p->opt.hold_ms) return TAILNET_ERR_AGAIN;
-        p->full_since_ms = 0;
-        p->hold_from_ms  = now + 10u * p->opt.hold_ms;
+    if (w->key != key || w->since_ms == 0) {
+        w->key      = key;
+        w->since_ms = now;
+        p->held++;
     }
+    if (now - w->since_ms >= 11u * p->opt.hold_ms) w->since_ms = now;
+    if (now - w->since_ms < p->opt.hold_ms) return TAILNET_ERR_AGAIN;
     p->dropped++;
     return TAILNET_ERR_NETWORK;
 }
@@ -1388,7 +1410,7 @@ static void tnp_tcp_clear(tailnet_posix *p, tailnet_posix_slot *s)
     for (i = 0; i < TAILNET_POSIX_TRIES; i++) tnp_drop(p, &s->tries[i]);
     s->used = s->open = s->ended = s->told = false;
     s->addr_count = s->addr_next = s->in_at = s->in_len = 0;
-    s->fit_at_ms = 0;
+    s->fit_at_ms = s->trip_end_ms = 0;
 }
 
 static int tnp_io_tcp_open(void *user, tailnet_link link, const tailnet_dial *dial)
@@ -1424,6 +1446,7 @@ static int tnp_io_tcp_open(void *user, tailnet_link link, const tailnet_dial *di
 
 enum {
     TNP_FIT_MS     = 500,
+    TNP_TRIP_MS    = 300000,        /* a way may become longer                     */
     TNP_FIT_LEAST  = 16384,         /* bytes: eleven packets                       */
     TNP_FIT_PER_US = 32             /* bytes per microsecond of the round trip     */
 };
@@ -1443,7 +1466,12 @@ static void tnp_tcp_fit(const tailnet_posix *p, tailnet_posix_slot *s)
     if (getsockopt(s->tries[0].fd, IPPROTO_TCP, TCP_INFO, &info, &len) != 0 ||
         len < offsetof(struct tcp_info, tcpi_rtt) + sizeof info.tcpi_rtt)
         return;
-    room = TNP_FIT_LEAST + (uint64_t)info.tcpi_rtt * TNP_FIT_PER_US;
+    /* The shortest, because the rest is what our own bytes wait in queues. */
+    if (now >= s->trip_end_ms || info.tcpi_rtt < s->trip_us) {
+        s->trip_us     = info.tcpi_rtt;
+        s->trip_end_ms = now + TNP_TRIP_MS;
+    }
+    room = TNP_FIT_LEAST + (uint64_t)s->trip_us * TNP_FIT_PER_US;
     if (room > p->opt.tcp_send_buffer) room = p->opt.tcp_send_buffer;
     tnp_option(s->tries[0].fd, SOL_SOCKET, SO_SNDBUF, (int)room);
 #else
@@ -2985,7 +3013,7 @@ static bool tnp_tun_hand_on(tailnet_posix *p)
 }
 
 /* Packets of the host's programs. When the library's way out is full they wait and the device
- * is left alone: its queue fills, and TCP behind it slows down. */
+ * is left alone, for hold_ms at most: its queue fills, and TCP behind it slows down. */
 static void tnp_tun_ready(tailnet_posix *p)
 {
     size_t taken = 0;

@@ -20,7 +20,7 @@ static tailnet_result from_us(tailnet_node *node, tailnet_buf *pkts, size_t coun
 
 #define DEMAND(x) do { if (!(x)) abort(); } while (0)
 
-enum { PACKETS = 24, LARGEST = 1400 };
+enum { PACKETS = 64 };          /* more than one long packet holds */
 
 static tailnet_posix platform;
 static tailnet_buf   packet[PACKETS];
@@ -28,15 +28,16 @@ static uint8_t       space[PACKETS][TAILNET_POSIX_SPACE], before[PACKETS][TAILNE
 static uint8_t       written[70000];
 static size_t        packets, arrived, answers;
 
-/* Is this the packet that was handed over? What joining may change is left out: the id of IPv4
- * and the sum over it. */
-static void same(const uint8_t *got, size_t size)
+/* Is this the packet that was handed over? Joining may change the id of IPv4, and the sum over
+ * it, which is right then. */
+static void same(const uint8_t *got, size_t size, bool joined)
 {
     uint8_t *was = before[arrived];
     DEMAND(arrived < packets && size == packet[arrived].len);
-    if (got[0] >> 4 == 4 && size >= 20) {
+    if (joined && got[0] >> 4 == 4) {
         DEMAND(memcmp(got, was, 4) == 0 && memcmp(got + 6, was + 6, 4) == 0);
         DEMAND(memcmp(got + 12, was + 12, size - 12) == 0);
+        DEMAND(tnp_sum_end(tnp_sum(0, got, 20)) == 0);
     } else {
         DEMAND(memcmp(got, was, size) == 0);
     }
@@ -58,15 +59,15 @@ static ssize_t to_device(int fd, const struct iovec *part, int count)
         memcpy(written + size, part[i].iov_base, part[i].iov_len);
         size += part[i].iov_len;
     }
-    DEMAND(size <= 65575);
+    DEMAND(size <= 65535 + 40);     /* IPv6 does not count its own header */
     if (v.kind == 0) {
-        same(written, size);
+        same(written, size, false);
         return 0;
     }
     DEMAND(tnp_cut_begin(&c, &v, written, size));
     while (c.next < c.count) {
         size_t n = tnp_cut_next(&c, written, piece);
-        same(piece, n);
+        same(piece, n, true);
     }
     return 0;
 }
@@ -85,7 +86,6 @@ static size_t make(uint8_t *out, const uint8_t *seed, size_t i, uint32_t sequenc
     size_t   ip = (seed[0] & 1) != 0 ? 40u : 20u, head = ip + 20 + (seed[0] & 6u) * 2u;
     size_t   data = (size_t)(seed[1] | (seed[2] & 3) << 8), size = head + data;
     unsigned k;
-    if (size > LARGEST) size = LARGEST;
     memset(out, (int)i, size);
     memset(out, 0, head);
     out[0]                = ip == 20 ? 0x45 : 0x60;
@@ -127,23 +127,23 @@ static void cut(const uint8_t *data, size_t size)
 {
     tailnet_posix_vnet v;
     tailnet_posix_cut  c;
-    uint8_t           *copy = (uint8_t *)malloc(size);
+    uint8_t           *copy;
     uint8_t            piece[TNP_PACKET_MOST];
     size_t             sum = 0;
+    if (size <= sizeof v) return;
+    memcpy(&v, data, sizeof v);
+    size -= sizeof v;
+    copy = (uint8_t *)malloc(size);
     DEMAND(copy != NULL);
-    if (size > sizeof v) {
-        memcpy(&v, data, sizeof v);
-        size -= sizeof v;
-        memcpy(copy, data + sizeof v, size);
-        if (tnp_cut_begin(&c, &v, copy, size)) {
-            DEMAND(c.count != 0 && c.count <= size);
-            while (c.next < c.count) {
-                size_t n = tnp_cut_next(&c, copy, piece);
-                DEMAND(n >= c.head && n <= sizeof piece);
-                sum += n - c.head;
-            }
-            DEMAND(sum == size - c.head);
+    memcpy(copy, data + sizeof v, size);
+    if (tnp_cut_begin(&c, &v, copy, size)) {
+        DEMAND(c.count != 0 && c.count <= size);
+        while (c.next < c.count) {
+            size_t n = tnp_cut_next(&c, copy, piece);
+            DEMAND(n >= c.head && n <= sizeof piece);
+            sum += n - c.head;
         }
+        DEMAND(sum == size - c.head);
     }
     free(copy);
 }
@@ -153,7 +153,7 @@ static void on_udp(void *user, tailnet_posix *p, const tailnet_addr *from, uint1
 {
     const uint8_t   *b = (const uint8_t *)data;
     size_t           i;
-    volatile uint8_t sink;
+    volatile uint8_t sink = 0;
     (void)user;
     (void)p;
     (void)port;
@@ -167,13 +167,15 @@ static void mend_sum(uint8_t *p, size_t size)
 {
     tnp_packet k;
     uint8_t   *body;
-    size_t     at;
+    size_t     at, len;
     if (!tnp_packet_read(&k, p, size) || k.size < 8) return;
     at   = k.protocol == TNP_UDP ? 6 : 2;
     body = p + (size_t)(k.body - p);
+    len  = k.protocol == TNP_UDP ? tnp_get16(body + 4) : k.size;
+    if (len < 8 || len > k.size) return;
     tnp_put16(body + at, 0);
-    tnp_put16(body + at, tnp_sum_end(tnp_sum(tnp_sum_pseudo(&k.src, &k.dst, k.protocol, k.size),
-                                             body, k.size)));
+    tnp_put16(body + at, tnp_sum_end(tnp_sum(tnp_sum_pseudo(&k.src, &k.dst, k.protocol, len),
+                                             body, len)));
 }
 
 static void to_us(const uint8_t *data, size_t size, bool mend)

@@ -115,8 +115,8 @@ def bench_memory(title, ours, theirs):
 
 def per_megabyte(runs):
     """Retransmissions of all runs for each megabyte that arrived."""
-    return "%d (%.1f)" % (sum(r.retransmits for r in runs),
-                          sum(r.retransmits for r in runs) / (sum(r.bytes for r in runs) / 1e6))
+    lost, arrived = sum(r.retransmits for r in runs), sum(r.bytes for r in runs) / 1e6
+    return "%d (%.1f)" % (lost, lost / arrived) if arrived else "nothing arrived"
 
 
 def tcp_table(lab, pairs, seconds, rounds):
@@ -126,8 +126,7 @@ def tcp_table(lab, pairs, seconds, rounds):
         for name, (node, far) in pairs.items():
             out[name].append(Iperf(lab, node, far, far.ip4, seconds=seconds))
             back[name].append(Iperf(lab, node, far, far.ip4, seconds=seconds, reverse=True))
-    with open("/proc/sys/net/ipv4/tcp_congestion_control") as f:
-        kind = f.read().strip()
+    kind = far.run("cat", "/proc/sys/net/ipv4/tcp_congestion_control").stdout.strip()
     head("TCP (%s) through headscale's relay, one stream, %d times %d s" % (kind, rounds, seconds),
          "", "there, median", "back, median", "retransmissions there (for each MB)",
          "retransmissions back (for each MB)")
