@@ -20,7 +20,7 @@ static tailnet_result from_us(tailnet_node *node, tailnet_buf *pkts, size_t coun
 
 #define DEMAND(x) do { if (!(x)) abort(); } while (0)
 
-enum { PACKETS = 64 };          /* more than one long packet holds */
+enum { PACKETS = 64, LARGEST = 1400 };      /* more than one long packet holds */
 
 static tailnet_posix platform;
 static tailnet_buf   packet[PACKETS];
@@ -84,8 +84,9 @@ static tailnet_result from_us(tailnet_node *node, tailnet_buf *pkts, size_t coun
 static size_t make(uint8_t *out, const uint8_t *seed, size_t i, uint32_t sequence)
 {
     size_t   ip = (seed[0] & 1) != 0 ? 40u : 20u, head = ip + 20 + (seed[0] & 6u) * 2u;
-    size_t   data = (size_t)(seed[1] | (seed[2] & 3) << 8), size = head + data;
+    size_t   data = (size_t)(seed[1] | (seed[2] & 7) << 8), size = head + data;
     unsigned k;
+    if (size > LARGEST) size = LARGEST;
     memset(out, (int)i, size);
     memset(out, 0, head);
     out[0]                = ip == 20 ? 0x45 : 0x60;
