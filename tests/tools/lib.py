@@ -27,7 +27,7 @@ WARN_CLANG = shlex.split("-Wcomma -Wconditional-uninitialized -Wassign-enum "
                          "-Wshorten-64-to-32 -Wextra-semi")
 
 # For a test of a few rooms: the others are compiled only as far as it calls them, which
-# takes a tenth of the time. That all of it compiles is what tests/tools/compile sees.
+# takes a third of the time. That all of it compiles is what tests/tools/compile sees.
 ONLY_USED = "-DTAILNET_STATIC"
 
 
